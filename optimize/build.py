@@ -1,0 +1,196 @@
+"""A checkpoint in, a bundle out: copy, export, link, compare, publish. The one function that commands call.
+
+Everything is made in `<out>.partial` and put in place at the end, so a killed build leaves no half bundle. torch and its relatives are
+imported when `build` is called.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from platemark import __version__
+from platemark.errors import InputError, MissingExtra, ParityError
+from platemark.optimize.checkpoint import SETTINGS, Checkpoint, Settings, open_checkpoint
+from platemark.optimize.staging import copy_file, open_stage, publish, publish_files, write_file
+from platemark.optimize.weights import file_sha256
+from platemark.runtime.bundle import FORMAT_VERSION, MANIFEST, Component, EndToEnd, Manifest, Source
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from platemark.optimize.export import Spec
+
+Progress = Callable[[int, int, str], None]
+
+
+@dataclass
+class _Work:
+    """One build under way. `nets` are float32 torch networks by part; `copied` maps every copied file to its SHA-256."""
+
+    checkpoint: Checkpoint
+    stage: Path
+    copied: dict[str, str]
+    nets: dict[str, nn.Module] = field(default_factory=dict)
+    made: list[str] = field(default_factory=list)
+
+
+def build(
+    checkpoint: Path,
+    out: Path,
+    *,
+    name: str | None = None,
+    output_size: tuple[int, int] | None = None,
+    default_steps: int | None = None,
+    default_guidance: float | None = None,
+    replace: bool = False,
+    on_progress: Progress | None = None,
+) -> Manifest:
+    """Builds a bundle of ONNX graphs that are proven equal to the checkpoint's torch networks, and returns its manifest.
+
+    `out == checkpoint` builds in place: graphs and `bundle.json` go beside the weights, each file atomically, `bundle.json` last.
+    Settings given here come before those of the checkpoint's `platemark.json`. `output_size` is (height, width) in pixels.
+    `on_progress` hears (steps done, steps in all, what comes next).
+
+    Raises `CheckpointError` (cannot be built from), `InputError` (`out` cannot be written or may not be replaced), `ParityError`
+    (a graph, or the whole pipeline, is not equal to its reference), `EngineError` (a network cannot be exported), `MissingExtra`.
+    """
+    _require_extra()
+    opened = open_checkpoint(checkpoint)
+    wanted = {"name": name, "output_size": output_size, "default_steps": default_steps, "default_guidance": default_guidance}
+    settings = _settings(opened, {key: value for key, value in wanted.items() if value is not None})
+    in_place = out.resolve() == checkpoint.resolve()
+    stage = open_stage(out, in_place=in_place, replace=replace)
+    work = _Work(opened, stage, {target: copy_file(source, stage / target) for target, source in opened.files()})
+    manifest = _make(work, settings, on_progress or (lambda done, total, note: None))
+    write_file(stage / MANIFEST, _json(manifest.model_dump(mode="json")))
+    if in_place:
+        publish_files(stage, out, [*work.made, MANIFEST])
+    else:
+        publish(stage, out)
+    return manifest
+
+
+def _require_extra() -> None:
+    try:
+        import diffusers  # noqa: F401
+        import onnx  # noqa: F401
+        import onnxscript  # noqa: F401
+        import open_clip  # noqa: F401
+        import torch  # noqa: F401
+        import transformers  # noqa: F401
+    except ImportError as error:
+        raise MissingExtra(f"building a bundle (no module {error.name!r})", "build") from error
+
+
+def _settings(checkpoint: Checkpoint, given: dict[str, Any]) -> Settings:
+    """The checkpoint's own settings with those given on top."""
+    from pydantic import ValidationError
+
+    own = checkpoint.settings.model_dump(exclude_none=True)
+    try:
+        return Settings.model_validate({"name": checkpoint.root.resolve().name, **own, **given})
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise InputError(f"{first['loc'][0]} = {first['input']!r} cannot be used: {first['msg']}", f"give another value, or see {SETTINGS}") from error
+
+
+def _make(work: _Work, settings: Settings, say: Progress) -> Manifest:
+    """Every network to a compared graph, then the whole pipeline, then the manifest."""
+    from platemark.optimize.endtoend import check_pipeline
+    from platemark.optimize.export import specs
+
+    found = specs(work.checkpoint)
+    components: dict[str, Component] = {}
+    total = len(found) + 2
+    for spec in found.values():
+        say(len(components), total, f"{spec.component}: exporting")
+        components[spec.component] = _component(work, spec, lambda note: say(len(components), total, note))
+    if "clip" in work.nets:
+        _write_clip(work)
+    say(len(components), total, "the whole pipeline: comparing")
+    _check_weights(work)
+    draft = _manifest(work, settings, components)
+    whole = check_pipeline(work.checkpoint, work.nets, work.stage, draft)
+    say(len(components) + 1, total, "writing")
+    return draft.model_copy(update={"end_to_end": whole})
+
+
+def _component(work: _Work, spec: Spec, say: Callable[[str], None]) -> Component:
+    """Exports, links and compares one network."""
+    import torch
+    from platemark.optimize.components import export_linked, reference
+    from platemark.optimize.export import OPSET
+    from platemark.optimize.modules import WRAPPERS, load_part
+    from platemark.optimize.parity import check_engine, make_cases, record
+    from platemark.runtime.backends.onnxruntime import compile_graph, label
+
+    part = work.checkpoint.parts[spec.part]
+    if spec.part not in work.nets:
+        work.nets[spec.part] = load_part(part)
+    module = WRAPPERS[spec.component](work.nets[spec.part]).eval()
+    cases = make_cases(spec)
+    write_file(work.stage / spec.graph, export_linked(spec, module, part, cases[0]))
+    work.made.append(spec.graph)
+    say(f"{spec.component}: comparing")
+    labels = f"torch {torch.__version__} fp32", label()
+    parity = check_engine(spec, record(spec, cases, reference(spec, module)), compile_graph(work.stage / spec.graph), labels)
+    weights = [f"{spec.part}/{path.name}" for path in part.weights]
+    return Component(graph=spec.graph, weights=weights, precision="fp32", opset=OPSET, parity=parity)
+
+
+def _write_clip(work: _Work) -> None:
+    from platemark.optimize.clip import golden, preprocessing
+
+    part, net = work.checkpoint.parts["clip"], work.nets["clip"]
+    preprocess = preprocessing(net, part)
+    for name, value in (("clip/preprocess.json", preprocess), ("clip/golden.json", golden(net, part, preprocess))):
+        write_file(work.stage / name, _json(value))
+        work.made.append(name)
+
+
+def _check_weights(work: _Work) -> None:
+    """What was compared must be what was read: no copied file may have changed since."""
+    for name, sha256 in work.copied.items():
+        if file_sha256(work.stage / name) != sha256:
+            raise ParityError(f"{name} changed while the bundle was being built", "build again, and let nothing else write into the folder")
+
+
+def _manifest(work: _Work, settings: Settings, components: dict[str, Component]) -> Manifest:
+    checkpoint = work.checkpoint
+    vae = checkpoint.parts["vae"].config
+    weights = [f"{part.name}/{path.name}" for part in checkpoint.parts.values() for path in part.weights]
+    files = work.copied | {name: file_sha256(work.stage / name) for name in work.made}
+    return Manifest(
+        format_version=FORMAT_VERSION,
+        name=settings.name or checkpoint.root.resolve().name,
+        family="sd",
+        created_with=f"platemark {__version__}",
+        source=Source(checkpoint=checkpoint.root.resolve().name, weights={name: work.copied[name] for name in weights}),
+        files=dict(sorted(files.items())),
+        components=components,
+        end_to_end=_NOT_YET,
+        native_size=checkpoint.native_size,
+        output_size=settings.output_size or checkpoint.native_size,
+        latent_channels=int(vae["latent_channels"]),
+        vae_scale_factor=checkpoint.vae_scale_factor,
+        scaling_factor=float(vae.get("scaling_factor", 0.18215)),
+        shift_factor=float(vae.get("shift_factor") or 0.0),
+        max_tokens=checkpoint.max_tokens,
+        default_steps=settings.default_steps,
+        default_guidance=settings.default_guidance,
+        default_scheduler=settings.default_scheduler,
+    )
+
+
+# Stands in the draft that the whole pipeline is compared with; a draft is never written.
+_NOT_YET = EndToEnd(
+    reference="", prompt="", seed=0, num_inference_steps=0, guidance_scale=0, height=0, width=0, psnr=float("-inf"), bound_psnr=0
+)
+
+
+def _json(value: dict[str, Any]) -> bytes:
+    return (json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode()

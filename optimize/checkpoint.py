@@ -1,0 +1,224 @@
+"""Opens a Stable Diffusion checkpoint (a diffusers folder) and says, before any work starts, what is wrong with it.
+
+Reads JSON and safetensors headers only; pickles are never opened. Knows nothing about torch: whether a network accepts its weights is
+asked in `modules`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from platemark.errors import CheckpointError
+from platemark.optimize.weights import StoredTensor, read_header
+
+PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
+SETTINGS = "platemark.json"
+NAMES = "names.txt"  # optional: what the checkpoint can draw, one name a line
+_GENERATED = ("preprocess.json", "golden.json")  # written into clip/ by a build, so never taken from a checkpoint
+CLASSES = {"text_encoder": "CLIPTextModel", "unet": "UNet2DConditionModel", "vae": "AutoencoderKL"}
+_WEIGHT_NAMES = {
+    "text_encoder": "model",
+    "unet": "diffusion_pytorch_model",
+    "vae": "diffusion_pytorch_model",
+    "clip": "open_clip_model",
+}
+_CONFIG_NAMES = {"clip": "open_clip_config.json"}
+_TO_SAFETENSORS = "convert it to safetensors (`pipeline.save_pretrained(folder, safe_serialization=True)`): pickles can run code and are never opened"
+
+
+class Settings(BaseModel):
+    """Optional `platemark.json` of a checkpoint: what its maker recommends. Sizes are (height, width) in pixels."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str | None = None
+    default_steps: int = Field(20, ge=1, le=1000)
+    default_guidance: float = Field(7.5, ge=0, le=100, allow_inf_nan=False)
+    default_scheduler: str | None = None
+    output_size: tuple[int, int] | None = None
+
+
+@dataclass(frozen=True)
+class Part:
+    """One folder of weights: `text_encoder`, `unet`, `vae` or `clip`."""
+
+    name: str
+    folder: Path
+    config: dict[str, Any]
+    weights: tuple[Path, ...]
+    tensors: dict[str, StoredTensor]
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint whose files are there, are safetensors, and are whole."""
+
+    root: Path
+    index: dict[str, Any]  # model_index.json
+    parts: dict[str, Part]
+    scheduler: dict[str, Any]  # scheduler_config.json
+    settings: Settings
+
+    @property
+    def native_size(self) -> tuple[int, int]:
+        """(height, width) in pixels at the UNet's own latent size."""
+        height, width = latent_size(self.parts["unet"].config)
+        return height * self.vae_scale_factor, width * self.vae_scale_factor
+
+    @property
+    def vae_scale_factor(self) -> int:
+        """Pixels per latent cell, a side: every down block of the VAE but the last halves."""
+        return int(2 ** (len(self.parts["vae"].config["block_out_channels"]) - 1))
+
+    @property
+    def max_tokens(self) -> int:
+        return int(self.parts["text_encoder"].config["max_position_embeddings"])
+
+    def files(self) -> Iterator[tuple[str, Path]]:
+        """(POSIX path inside the bundle, file) of every file that goes into a bundle: configs, tokenizers, weights."""
+        yield from ((name, self.root / name) for name in ("model_index.json", SETTINGS, NAMES) if (self.root / name).is_file())
+        for folder in ("scheduler", "tokenizer"):
+            yield from ((f"{folder}/{path.name}", path) for path in _texts(self.root / folder))
+        for part in self.parts.values():
+            paths = _texts(part.folder) if part.name == "clip" else [part.folder / "config.json"]
+            yield from ((f"{part.name}/{path.name}", path) for path in (*paths, *part.weights))
+
+
+def open_checkpoint(root: Path) -> Checkpoint:
+    """Opens the folder. Raises `CheckpointError` naming the file and the remedy.
+
+    Parts beside those of the plain text-to-image pipeline (`safety_checker`, `feature_extractor`) are left where they are.
+    """
+    if not root.is_dir():
+        raise CheckpointError(f"{root} is not a folder", "name the folder of a diffusers checkpoint (it holds model_index.json)")
+    refuse_pickles(root)
+    index = read_json(root / "model_index.json", "name the folder of a diffusers checkpoint (it holds model_index.json)")
+    _check_family(index)
+    names = [*CLASSES, *(["clip"] if (root / "clip").is_dir() else [])]
+    parts = {name: _open_part(root / name, name) for name in names}
+    _check_unet(parts["unet"].config)
+    _check_fields(parts)
+    scheduler = read_json(root / "scheduler" / "scheduler_config.json", "add the scheduler folder of the checkpoint")
+    if not (root / "tokenizer" / "tokenizer.json").is_file() and not (root / "tokenizer" / "vocab.json").is_file():
+        raise CheckpointError("tokenizer/ holds neither tokenizer.json nor vocab.json", "add the tokenizer folder of the checkpoint")
+    return Checkpoint(root, index, parts, scheduler, _read_settings(root))
+
+
+def refuse_pickles(root: Path) -> None:
+    """Raises `CheckpointError` for a pickle that is not the twin of a safetensors file beside it (twins are left behind unread)."""
+    for path in sorted(root.rglob("*")):
+        if path.suffix.lower() in PICKLES and path.is_file() and not _has_twin(path):
+            raise CheckpointError(f"{path.relative_to(root).as_posix()} is a pickle", _TO_SAFETENSORS)
+
+
+def _has_twin(path: Path) -> bool:
+    stems = {path.stem, path.stem.replace("pytorch_model", "model")}
+    return any(path.with_name(f"{stem}.safetensors").is_file() for stem in stems)
+
+
+def read_json(path: Path, remedy: str) -> dict[str, Any]:
+    """A JSON table. Raises `CheckpointError` where it is missing or is none."""
+    place = f"{path.parent.name}/{path.name}"
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise CheckpointError(f"{place} is missing or cannot be read", remedy) from error
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        raise CheckpointError(f"{place} is not JSON", "download or save the checkpoint again") from error
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{place} is not a JSON table", "download or save the checkpoint again")
+    return value
+
+
+def _check_family(index: dict[str, Any]) -> None:
+    found = index.get("_class_name")
+    if found != "StableDiffusionPipeline":
+        raise CheckpointError(f"model_index.json names the pipeline {found!r}", "use a StableDiffusionPipeline checkpoint (SD 1.x or 2.x layout)")
+    for name, expected in CLASSES.items():
+        entry = index.get(name)
+        kind = entry[1] if isinstance(entry, list) and len(entry) == 2 else None
+        if kind != expected:
+            raise CheckpointError(f"model_index.json names {kind!r} as {name}", f"use a checkpoint whose {name} is a {expected}")
+
+
+def _open_part(folder: Path, name: str) -> Part:
+    if not folder.is_dir():
+        raise CheckpointError(f"the folder {name}/ is missing", "use a whole checkpoint: text_encoder, unet, vae, scheduler, tokenizer")
+    config = read_json(folder / _CONFIG_NAMES.get(name, "config.json"), "use a whole checkpoint: every network needs its config")
+    weights = _weight_files(folder, _WEIGHT_NAMES[name])
+    tensors: dict[str, StoredTensor] = {}
+    for path in weights:
+        tensors |= read_header(path)
+    return Part(name, folder, config, weights, tensors)
+
+
+def _weight_files(folder: Path, base: str) -> tuple[Path, ...]:
+    """The whole file, or the shards that the index names, or the fp16 variant where it is the only one."""
+    index = folder / f"{base}.safetensors.index.json"
+    if (folder / f"{base}.safetensors").is_file():
+        return (folder / f"{base}.safetensors",)
+    if index.is_file():
+        raise CheckpointError(f"{folder.name}/{index.name}: the weights are in shards", "save the checkpoint with a larger max_shard_size: one file a network")
+    if (folder / f"{base}.fp16.safetensors").is_file():
+        return (folder / f"{base}.fp16.safetensors",)
+    raise CheckpointError(f"{folder.name}/{base}.safetensors is missing", "download or save the checkpoint again, as safetensors")
+
+
+def _check_unet(config: dict[str, Any]) -> None:
+    """Refuses UNets that need inputs which this build does not make."""
+    wanted: dict[str, tuple[Any, ...]] = {
+        "in_channels": (4,),
+        "out_channels": (4,),
+        "class_embed_type": (None,),
+        "num_class_embeds": (None,),
+        "time_cond_proj_dim": (None,),
+        "encoder_hid_dim_type": (None, "text_proj"),
+        "addition_embed_type": (None, "text"),
+    }
+    for key, values in wanted.items():
+        found = config.get(key, values[0])
+        if found not in values:
+            raise CheckpointError(f"unet/config.json has {key} = {found!r}", "use a text-to-image checkpoint (4 latent channels, no class or image inputs)")
+
+
+def _check_fields(parts: dict[str, Part]) -> None:
+    """The numbers that shapes are made of must be there."""
+    for name, key in (("vae", "block_out_channels"), ("unet", "sample_size"), ("unet", "block_out_channels"), ("text_encoder", "vocab_size")):
+        if not parts[name].config.get(key):
+            raise CheckpointError(f"{name}/config.json has no {key}", "save the checkpoint again with diffusers")
+    if not parts["text_encoder"].config.get("max_position_embeddings"):
+        raise CheckpointError("text_encoder/config.json has no max_position_embeddings", "save the checkpoint again with transformers")
+    if "clip" in parts:
+        model = parts["clip"].config.get("model_cfg")
+        if not isinstance(model, dict) or not all(isinstance(model.get(key), dict) for key in ("text_cfg", "vision_cfg")):
+            raise CheckpointError("clip/open_clip_config.json describes no image and text tower", "save the model in open_clip's local-dir format")
+
+
+def latent_size(config: dict[str, Any]) -> tuple[int, int]:
+    """(height, width) of the UNet's own latents, in cells."""
+    size = config["sample_size"]
+    return (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
+
+
+def _read_settings(root: Path) -> Settings:
+    if not (root / SETTINGS).is_file():
+        return Settings()
+    try:
+        return Settings.model_validate(read_json(root / SETTINGS, "remove the file or make it readable"))
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(v) for v in first["loc"])
+        raise CheckpointError(f"{SETTINGS}: {place}: {first['msg']}", "mend the file: name, default_steps, default_guidance, output_size") from error
+
+
+def _texts(folder: Path) -> list[Path]:
+    """The JSON and text files of a folder, sorted by name."""
+    if not folder.is_dir():
+        return []
+    return sorted(path for path in folder.iterdir() if path.suffix in (".json", ".txt") and path.name not in _GENERATED and path.is_file())

@@ -1,0 +1,30 @@
+"""One network at a time: its graph with the weights outside, and its torch reference as an engine."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import nn
+
+from platemark.optimize.checkpoint import Part
+from platemark.optimize.export import Spec, export_graph
+from platemark.optimize.graph import link_weights, name_constants, name_values
+from platemark.runtime.backends.torch import wrap
+from platemark.runtime.engine import Array, Engine
+
+PREFIX = "net."  # what `modules` calls the network inside its wrapper
+
+
+def export_linked(spec: Spec, module: nn.Module, part: Part, example: Mapping[str, Array]) -> bytes:
+    """The graph file of one component. The same bytes every time for the same checkpoint and versions."""
+    model = export_graph(spec, module, {name: torch.from_numpy(value) for name, value in example.items()})
+    name_values(model)
+    link_weights(model, part.tensors.values(), PREFIX)
+    name_constants(model)
+    return model.SerializeToString(deterministic=True)
+
+
+def reference(spec: Spec, module: nn.Module) -> Engine:
+    """The torch network behind the engine contract."""
+    return wrap(spec.component, module, spec.inputs, (spec.output,))

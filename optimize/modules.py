@@ -1,0 +1,198 @@
+"""Loads a checkpoint's networks as float32 torch modules, each behind a wrapper with the engine's own inputs and output.
+
+The wrapper's network is always the attribute `net`, so that an exported parameter is named `net.` + its name in the network.
+Knows nothing about ONNX.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import diffusers
+import open_clip
+import torch
+import transformers
+from torch import Tensor, nn
+
+from platemark.errors import CheckpointError
+from platemark.optimize.checkpoint import Part
+
+_RESAVE = "use a checkpoint whose config and weights belong together"
+_LOAD_ERRORS = (OSError, ValueError, TypeError, RuntimeError, KeyError, AttributeError, ZeroDivisionError)
+
+
+class TextEncoder(nn.Module):
+    """input_ids (batch, tokens) → last_hidden_state (batch, tokens, dim)."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        out: Tensor = self.net(input_ids=input_ids).last_hidden_state
+        return out
+
+
+class UNet(nn.Module):
+    """sample (batch, 4, h, w), timestep (batch,), encoder_hidden_states (batch, tokens, dim) → out_sample (batch, 4, h, w)."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, sample: Tensor, timestep: Tensor, encoder_hidden_states: Tensor) -> Tensor:
+        out: Tensor = self.net(sample, timestep, encoder_hidden_states, return_dict=False)[0]
+        return out
+
+
+class VaeDecoder(nn.Module):
+    """latent_sample (batch, 4, h, w), already divided by the scaling factor → sample (batch, 3, H, W) in about [-1, 1]."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, latent_sample: Tensor) -> Tensor:
+        out: Tensor = self.net.decode(latent_sample, return_dict=False)[0]
+        return out
+
+
+class VaeEncoder(nn.Module):
+    """sample (batch, 3, H, W) in [-1, 1] → latent_mean (batch, 4, h, w): the posterior's mean, not yet scaled."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, sample: Tensor) -> Tensor:
+        out: Tensor = self.net.encode(sample, return_dict=False)[0].mean
+        return out
+
+
+class ClipImage(nn.Module):
+    """pixel_values (batch, 3, S, S), normalised → image_embeds (batch, dim), of length 1."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        out: Tensor = self.net.encode_image(pixel_values, normalize=True)
+        return out
+
+
+class ClipText(nn.Module):
+    """input_ids (batch, context_length) → text_embeds (batch, dim), of length 1."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        out: Tensor = self.net.encode_text(input_ids, normalize=True)
+        return out
+
+
+WRAPPERS: dict[str, Callable[[nn.Module], nn.Module]] = {
+    "text_encoder": TextEncoder,
+    "unet": UNet,
+    "vae_decoder": VaeDecoder,
+    "vae_encoder": VaeEncoder,
+    "clip_image": ClipImage,
+    "clip_text": ClipText,
+}
+
+
+def load_part(part: Part) -> nn.Module:
+    """The network of one folder in float32, evaluation mode, on the CPU.
+
+    Raises `CheckpointError` naming a tensor where config and weights do not fit.
+    """
+    with quiet():
+        try:
+            net = _LOADERS[part.name](part)
+        except _LOAD_ERRORS as error:
+            raise CheckpointError(f"{part.name}: config and weights do not fit: {_one_line(error)}", _RESAVE) from error
+    return net.eval().requires_grad_(False)
+
+
+def _load_text_encoder(part: Part) -> nn.Module:
+    net, info = transformers.CLIPTextModel.from_pretrained(
+        part.folder,
+        dtype=torch.float32,
+        use_safetensors=True,
+        local_files_only=True,
+        output_loading_info=True,
+        ignore_mismatched_sizes=True,
+        variant=_variant(part),
+    )
+    _check_report(part.name, info)
+    return _module(net)
+
+
+def _load_diffusers(part: Part) -> nn.Module:
+    kind = getattr(diffusers, {"unet": "UNet2DConditionModel", "vae": "AutoencoderKL"}[part.name])
+    net, info = kind.from_pretrained(
+        part.folder, torch_dtype=torch.float32, use_safetensors=True, local_files_only=True, output_loading_info=True, variant=_variant(part)
+    )
+    _check_report(part.name, info)
+    return _module(net)
+
+
+def _load_clip(part: Part) -> nn.Module:
+    if "hf_model_name" in part.config["model_cfg"]["text_cfg"]:
+        raise CheckpointError("clip/open_clip_config.json has a text tower from the hub", "use an open_clip model with its own text tower")
+    return open_clip.create_model(f"local-dir:{part.folder}", precision="fp32", device="cpu")
+
+
+_LOADERS: dict[str, Callable[[Part], nn.Module]] = {
+    "text_encoder": _load_text_encoder,
+    "unet": _load_diffusers,
+    "vae": _load_diffusers,
+    "clip": _load_clip,
+}
+
+
+def _variant(part: Part) -> str | None:
+    return "fp16" if part.weights[0].name.endswith(".fp16.safetensors") else None
+
+
+def _module(net: Any) -> nn.Module:
+    if not isinstance(net, nn.Module):
+        raise TypeError(f"loading gave a {type(net).__name__}")
+    return net
+
+
+def _check_report(name: str, info: dict[str, Any]) -> None:
+    """Any tensor that the loader could not place refuses the checkpoint; `position_ids` is a buffer that old versions saved."""
+    for key in sorted(info["mismatched_keys"]):
+        raise CheckpointError(f"{name}: tensor {key[0]} has shape {list(key[1])} where the config asks for {list(key[2])}", _RESAVE)
+    for key in sorted(info["missing_keys"]):
+        raise CheckpointError(f"{name}: tensor {key} is missing from the weights", _RESAVE)
+    for key in sorted(info["unexpected_keys"]):
+        if not key.endswith("position_ids"):
+            raise CheckpointError(f"{name}: tensor {key} is in the weights but not in the network that the config describes", _RESAVE)
+
+
+def _one_line(error: BaseException) -> str:
+    """The first 200 characters of the message, on one line."""
+    return " ".join(str(error).split())[:200]
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Holds back the loaders' progress bars and reports, and puts their settings back: a problem is raised, not logged."""
+    before = transformers.logging.get_verbosity(), diffusers.logging.get_verbosity()
+    bars = transformers.logging.is_progress_bar_enabled(), diffusers.logging.is_progress_bar_enabled()
+    for log in (transformers.logging, diffusers.logging):
+        log.set_verbosity_error()
+        log.disable_progress_bar()
+    try:
+        yield
+    finally:
+        for log, level, bar in zip((transformers.logging, diffusers.logging), before, bars, strict=True):
+            log.set_verbosity(level)
+            if bar:
+                log.enable_progress_bar()

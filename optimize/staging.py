@@ -1,0 +1,101 @@
+"""Files on their way into a bundle: copied and hashed, flushed to disk, and put in place whole. Knows nothing about what is in them."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from collections.abc import Iterable
+from contextlib import suppress
+from pathlib import Path
+
+from platemark.errors import InputError
+from platemark.runtime.bundle import MANIFEST
+
+_CHUNK = 8 << 20
+
+
+def open_stage(out: Path, *, in_place: bool, replace: bool) -> Path:
+    """An empty folder beside `out` to build in; what a killed build left there is removed, and a bundle it had set aside is put back.
+
+    Raises `InputError` where `out` exists and may not be replaced, or where the folder cannot be made.
+    """
+    stage, aside = _beside(out, "partial"), _beside(out, "replaced")
+    try:
+        if aside.exists() and not out.exists():
+            aside.rename(out)
+        for leftover in (stage, aside):
+            if leftover.exists():
+                shutil.rmtree(leftover)
+        if out.exists() and not in_place:
+            _check_replaceable(out, replace)
+        stage.mkdir(parents=True)
+    except OSError as error:
+        raise InputError(f"cannot write beside {out}: {error.strerror}", "choose a folder that can be written to") from error
+    return stage
+
+
+def _beside(out: Path, suffix: str) -> Path:
+    return out.with_name(f"{out.name}.{suffix}")
+
+
+def _check_replaceable(out: Path, replace: bool) -> None:
+    if not (out / MANIFEST).is_file():
+        raise InputError(f"{out} exists and is not a bundle", "choose another output folder")
+    if not replace:
+        raise InputError(f"{out} exists", "choose another output folder, or say that the bundle there is to be replaced")
+
+
+def copy_file(source: Path, target: Path) -> str:
+    """Copies one file, following links, and returns the hex SHA-256 of the bytes written, flushed to disk."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    digest = hashlib.sha256()
+    with source.open("rb") as read, target.open("xb") as write:
+        while chunk := read.read(_CHUNK):
+            digest.update(chunk)
+            write.write(chunk)
+        write.flush()
+        os.fsync(write.fileno())
+    return digest.hexdigest()
+
+
+def write_file(target: Path, data: bytes) -> None:
+    """Writes one file, flushed to disk."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with target.open("wb") as stream:
+        stream.write(data)
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
+def publish(stage: Path, out: Path) -> None:
+    """Renames the finished folder into place. A bundle that was there is set aside first and removed last, so one of the two is always whole."""
+    for folder in (stage, *(path for path in stage.rglob("*") if path.is_dir())):
+        sync_folder(folder)
+    aside = _beside(out, "replaced")
+    if out.exists():
+        out.rename(aside)
+    stage.rename(out)
+    sync_folder(out.parent)
+    if aside.exists():
+        shutil.rmtree(aside)
+
+
+def publish_files(stage: Path, out: Path, names: Iterable[str]) -> None:
+    """Moves the named files (POSIX paths) from the stage over those of `out`, each atomically, in the order given, then drops the stage."""
+    for name in names:
+        target = out / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        (stage / name).replace(target)
+        sync_folder(target.parent)
+    shutil.rmtree(stage)
+
+
+def sync_folder(folder: Path) -> None:
+    """Flushes a folder's entries to disk, where the platform can."""
+    with suppress(OSError):  # Windows cannot open folders
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)

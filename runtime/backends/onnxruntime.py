@@ -1,0 +1,112 @@
+"""ONNX Runtime on the CPU: compiles a graph whose weights lie in the safetensors files beside it, at their stored precision.
+
+The Cast nodes behind fp16 and bf16 weights are folded when the session is made, so the computation is float32. Knows nothing about
+what a graph is for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from platemark.errors import EngineError
+from platemark.runtime.engine import Array, TensorSpec
+
+_TYPES = {
+    "tensor(float)": np.float32,
+    "tensor(float16)": np.float16,
+    "tensor(double)": np.float64,
+    "tensor(int64)": np.int64,
+    "tensor(int32)": np.int32,
+    "tensor(uint8)": np.uint8,
+    "tensor(bool)": np.bool_,
+}
+_LOG_ERRORS_ONLY = 3
+_REMEDY = "rebuild the bundle with `platemark build`; `platemark doctor` shows what this machine can run"
+
+
+def compile_graph(path: Path, *, threads: int | None = None) -> OnnxRuntimeEngine:
+    """Compiles the ONNX file for the CPU. `threads` for one operator; None: one a physical core.
+
+    Raises `EngineError` where the graph or its weights cannot be loaded, naming file and cause.
+    """
+    import onnxruntime  # type: ignore[import-untyped]
+
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
+    options.log_severity_level = _LOG_ERRORS_ONLY
+    if threads is not None:
+        options.intra_op_num_threads = threads
+    try:
+        session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except _failures() as error:
+        raise EngineError(f"ONNX Runtime cannot load {path.name}: {_one_line(error)}", _REMEDY) from error
+    return OnnxRuntimeEngine(path.name, session)
+
+
+def label() -> str:
+    """The backend with its version, as parity records name it: `onnxruntime 1.32.0 cpu`."""
+    import onnxruntime
+
+    return f"onnxruntime {onnxruntime.__version__} cpu"
+
+
+class OnnxRuntimeEngine:
+    """One compiled graph. ONNX Runtime sessions run from several threads at once."""
+
+    def __init__(self, name: str, session: Any) -> None:
+        self.name = name
+        self._session = session
+        self._inputs = tuple(_spec(name, value) for value in session.get_inputs())
+        self._outputs = tuple(_spec(name, value) for value in session.get_outputs())
+
+    @property
+    def inputs(self) -> tuple[TensorSpec, ...]:
+        return self._inputs
+
+    @property
+    def outputs(self) -> tuple[TensorSpec, ...]:
+        return self._outputs
+
+    def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        """Computes every output; an input of another dtype is refused, not converted."""
+        self._check(inputs)
+        names = [spec.name for spec in self._outputs]
+        try:
+            values = self._session.run(names, dict(inputs))
+        except _failures() as error:
+            raise EngineError(f"ONNX Runtime failed in {self.name}: {_one_line(error)}", _REMEDY) from error
+        return dict(zip(names, values, strict=True))
+
+    def _check(self, inputs: Mapping[str, Array]) -> None:
+        expected = {spec.name: spec for spec in self._inputs}
+        if set(inputs) != set(expected):
+            message = f"{self.name} takes the inputs {', '.join(sorted(expected))}, not {', '.join(sorted(inputs)) or 'none'}"
+            raise EngineError(message, _REMEDY)
+        for name, value in inputs.items():
+            spec = expected[name]
+            if value.dtype != spec.dtype or value.ndim != len(spec.shape):
+                message = f"{self.name} takes {name} as {spec.dtype} of {len(spec.shape)} dims, not {value.dtype} of {value.ndim}"
+                raise EngineError(message, _REMEDY)
+
+
+def _spec(graph: str, value: Any) -> TensorSpec:
+    if value.type not in _TYPES:
+        raise EngineError(f"{graph} has {value.name} of type {value.type}, which numpy cannot hold", _REMEDY)
+    shape = tuple(dim if isinstance(dim, (int, str)) else "?" for dim in value.shape)
+    return TensorSpec(value.name, np.dtype(_TYPES[value.type]), shape)
+
+
+def _failures() -> tuple[type[BaseException], ...]:
+    """Every error that a session can raise. ONNX Runtime's own derive from Exception directly and share no base."""
+    from onnxruntime.capi import onnxruntime_pybind11_state as state  # type: ignore[import-untyped]
+
+    own = tuple(kind for kind in vars(state).values() if isinstance(kind, type) and issubclass(kind, Exception))
+    return (*own, RuntimeError, ValueError, TypeError, OSError, MemoryError)
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:300]

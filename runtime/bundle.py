@@ -1,0 +1,240 @@
+"""The bundle: a folder that holds a checkpoint's own files, an ONNX graph beside each weight file, and `bundle.json`.
+
+A graph keeps no weights: its initializers point by offset into the safetensors file beside it, so weights exist once and keep the
+hash that they had in the checkpoint. Every file that `bundle.json` lists is hash-checked when the bundle is opened. Bundles can be
+moved, linked to, and opened read-only. Knows nothing about how a bundle is built, nor about any engine library.
+
+The checkpoint's own files keep their diffusers places: `scheduler/scheduler_config.json`, `tokenizer/`, `unet/`, …
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from platemark.errors import BundleError
+
+FORMAT_VERSION = 1
+MANIFEST = "bundle.json"
+_MANIFEST_LIMIT = 16 * 2**20  # bytes; a real one is a few kilobytes
+_REBUILD = "rebuild it with `platemark build`"
+_COPY_AGAIN = "copy the bundle again, or rebuild it with `platemark build`"
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Comparison(_Strict):
+    """One comparison of a graph with its reference, at one set of input shapes.
+
+    `max_abs_error` and `rel_l2_error` (‖a−b‖/‖b‖) over all outputs; `shapes` maps input name to shape.
+    """
+
+    shapes: dict[str, list[int]]
+    max_abs_error: float
+    rel_l2_error: float
+    cosine: float
+
+
+class Parity(_Strict):
+    """What an engine was compared with, on which inputs (two shapes at least), how far it was off, and the bound it had to keep."""
+
+    reference: str  # "torch 2.14.1 fp32"
+    backend: str  # "onnxruntime 1.32.0 cpu"
+    bound_rel_l2: float
+    comparisons: list[Comparison] = Field(min_length=2)
+
+
+class EndToEnd(_Strict):
+    """The whole pipeline against the reference pipeline: PSNR (dB) of images in [0, 1] with the same noise."""
+
+    reference: str
+    prompt: str
+    seed: int
+    num_inference_steps: int
+    guidance_scale: float
+    height: int
+    width: int
+    psnr: float
+    bound_psnr: float
+
+
+class Component(_Strict):
+    """One network. `graph` and `weights` are POSIX paths inside the bundle; the graph refers to the weights beside it."""
+
+    graph: str
+    weights: list[str]
+    precision: Literal["fp32", "fp16", "bf16"]
+    opset: int
+    parity: Parity
+
+
+class Source(_Strict):
+    """Where the bundle came from: the checkpoint's folder name and the sha256 of each of its weight files."""
+
+    checkpoint: str
+    weights: dict[str, str]
+
+
+class Manifest(_Strict):
+    """`bundle.json`. `components` keys: `text_encoder`, `unet`, `vae_decoder`, `vae_encoder`, `clip_image`, `clip_text`.
+
+    `files` lists every file of the bundle but `bundle.json` itself: POSIX path → sha256.
+    `native_size` is (height, width) in pixels of what the VAE decoder makes at the checkpoint's sample size;
+    `output_size` the size delivered when the request names none (a larger one is reached by Lanczos resampling).
+    """
+
+    format_version: Literal[1]
+    name: str
+    family: Literal["sd"]
+    created_with: str  # "platemark 0.1.0"
+    source: Source
+    files: dict[str, str]
+    components: dict[str, Component]
+    end_to_end: EndToEnd
+    native_size: tuple[int, int]
+    output_size: tuple[int, int]
+    latent_channels: int
+    vae_scale_factor: int  # pixels per latent cell, a side
+    scaling_factor: float
+    shift_factor: float
+    max_tokens: int
+    default_steps: int
+    default_guidance: float
+    default_scheduler: str | None = None  # None: the checkpoint's own class
+
+
+def bundle_file(root: Path, name: str) -> Path:
+    """The file `name` (a POSIX path from the manifest) inside the bundle."""
+    return root.joinpath(*name.split("/"))
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """An opened bundle: every listed file was there and had its hash. `sha256` is that of `bundle.json`, so it covers all of them."""
+
+    root: Path
+    manifest: Manifest
+    sha256: str
+
+    @property
+    def weights_sha256(self) -> str:
+        """One hash of the checkpoint's weights: sha256 over the lines `<sha256>  <file>` of its weight files, sorted by name."""
+        lines = "".join(f"{digest}  {name}\n" for name, digest in sorted(self.manifest.source.weights.items()))
+        return hashlib.sha256(lines.encode()).hexdigest()
+
+    def component(self, name: str) -> Component:
+        """One network. Raises `BundleError` where the bundle has none of that name."""
+        if name not in self.manifest.components:
+            raise BundleError(f"the bundle has no component {name!r}", "rebuild it from a checkpoint that has one")
+        return self.manifest.components[name]
+
+    def file(self, name: str) -> Path:
+        """A file by its name in the manifest. Raises `BundleError` where it is not listed, hence was not checked."""
+        if name not in self.manifest.files:
+            raise BundleError(f"the bundle lists no file {name!r}", _REBUILD)
+        return bundle_file(self.root, name)
+
+
+def open_bundle(path: Path) -> Bundle:
+    """Opens the bundle in the folder `path` and checks all of it: manifest, parity, paths, and the hash of every listed file.
+
+    Raises `BundleError`, naming the file or field.
+    """
+    root = path.resolve()
+    if not root.is_dir():
+        raise BundleError(f"there is no bundle folder {str(path)!r}", "check the path, or make one with `platemark build`")
+    data = _read_manifest(root)
+    manifest = _parse(data)
+    _check_files_listed(manifest)
+    _check_parity(manifest)
+    _check_hashes(root, manifest.files)
+    return Bundle(root, manifest, hashlib.sha256(data).hexdigest())
+
+
+def _read_manifest(root: Path) -> bytes:
+    try:
+        with (root / MANIFEST).open("rb") as file:
+            data = file.read(_MANIFEST_LIMIT + 1)
+    except OSError as error:
+        message = f"{MANIFEST} cannot be read: {error.strerror}"
+        raise BundleError(message, "a bundle is a folder that `platemark build` made") from error
+    if len(data) > _MANIFEST_LIMIT:
+        raise BundleError(f"{MANIFEST} is larger than {_MANIFEST_LIMIT >> 20} MiB", _REBUILD)
+    return data
+
+
+def _parse(data: bytes) -> Manifest:
+    """The version is read first, so that a newer format is called newer and not malformed."""
+    try:
+        raw = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise BundleError(f"{MANIFEST} is not JSON", _REBUILD) from error
+    version = raw.get("format_version") if isinstance(raw, dict) else None
+    if version != FORMAT_VERSION:
+        message = f"{MANIFEST} has format version {str(version)[:20]}, this Platemark reads version {FORMAT_VERSION}"
+        raise BundleError(message, "update Platemark, or rebuild the bundle with `platemark build`")
+    try:
+        return Manifest.model_validate_json(data)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise BundleError(f"{MANIFEST} is not valid: {where[:120]}: {first['msg']}", _REBUILD) from error
+
+
+def _check_files_listed(manifest: Manifest) -> None:
+    """Names stay inside the folder, and what the components point to is among the hashed files."""
+    for name in manifest.files:
+        parts = name.split("/")
+        if name == MANIFEST or "\\" in name or ":" in name or "\0" in name or any(part in ("", ".", "..") for part in parts):
+            raise BundleError(
+                f"{MANIFEST} lists {name[:120]!r}, which is no file of a bundle", "do not use this bundle; rebuild it yourself"
+            )
+    for component, facts in manifest.components.items():
+        for name in (facts.graph, *facts.weights):
+            if name not in manifest.files:
+                raise BundleError(f"component {component} uses {name[:120]!r}, which {MANIFEST} does not list", _REBUILD)
+
+
+def _check_parity(manifest: Manifest) -> None:
+    """A bundle that was not compared with its reference, or did not keep its bounds, does not open. NaN keeps no bound."""
+    for name, component in manifest.components.items():
+        parity = component.parity
+        if len({str(sorted(one.shapes.items())) for one in parity.comparisons}) < 2:
+            raise BundleError(f"component {name} was compared with its reference at fewer than two shapes", _REBUILD)
+        worst = max(parity.comparisons, key=lambda one: math.inf if math.isnan(one.rel_l2_error) else one.rel_l2_error).rel_l2_error
+        if not (0.0 <= worst <= parity.bound_rel_l2 < math.inf):
+            raise BundleError(f"component {name} is {worst:.3g} off its reference, over its bound {parity.bound_rel_l2:.3g}", _REBUILD)
+    end = manifest.end_to_end
+    if not (end.psnr >= end.bound_psnr > 0.0):
+        raise BundleError(f"the whole pipeline reaches {end.psnr:.1f} dB against its reference, under {end.bound_psnr:.1f} dB", _REBUILD)
+
+
+def _check_hashes(root: Path, files: dict[str, str]) -> None:
+    """Hashes all files in parallel (hashlib lets go of the interpreter); reports the first bad one by name."""
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        digests = pool.map(lambda name: _digest(root, name), files)
+        for (name, expected), digest in zip(files.items(), digests, strict=True):
+            if digest != expected.lower():
+                raise BundleError(f"{name} is damaged: its sha256 is not the one in {MANIFEST}", _COPY_AGAIN)
+
+
+def _digest(root: Path, name: str) -> str:
+    try:
+        path = bundle_file(root, name).resolve(strict=True)
+        if not path.is_relative_to(root):
+            raise BundleError(f"{name} links out of the bundle", "copy the bundle with its files, not with links to them")
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except (OSError, RuntimeError) as error:  # RuntimeError: a loop of links
+        reason = getattr(error, "strerror", None) or "a loop of links"
+        raise BundleError(f"{name} cannot be read: {reason}", _COPY_AGAIN) from error

@@ -1,0 +1,47 @@
+"""`platemark check`: the safety decision alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from platemark.cli.output import emit, json_option, say
+from platemark.errors import InputError, PolicyBlocked
+from platemark.safety.decision import Action, Decision
+
+
+@click.command("check")
+@click.option("--prompt", "prompts", metavar="TEXT", multiple=True, help="A prompt to decide on (may be repeated).")
+@click.option("--image", "images", metavar="FILE", multiple=True, type=click.Path(path_type=Path), help="A picture to decide on (may be repeated).")
+@click.option("--policy", metavar="NAME|FILE", help="strict, standard, research, or a TOML file. [default: standard]")
+@json_option
+def command(prompts: tuple[str, ...], images: tuple[Path, ...], policy: str | None, as_json: bool) -> int:
+    """Say what the gate would do with a prompt or a picture, and why. Exit code 3 where it would block."""
+    if not prompts and not images:
+        raise InputError("nothing to check", "give --prompt TEXT or --image FILE")
+    from platemark.imaging import decode
+    from platemark.models import embedded
+    from platemark.press import gate_for
+    from platemark.runtime.bundle import open_bundle
+    from platemark.safety.policy import load_policy
+
+    gate = gate_for(open_bundle(embedded()), load_policy(policy))
+    blocked = False
+    for prompt in prompts:
+        if not prompt.strip():
+            raise InputError("the prompt is empty", "say what to draw")
+        blocked |= _report("prompt", prompt, gate.check_prompt(prompt), as_json)
+    for image in images:
+        blocked |= _report("file", str(image), gate.check_image(decode(image).array), as_json)
+    return PolicyBlocked.exit_code if blocked else 0
+
+
+def _report(kind: str, subject: str, decision: Decision, as_json: bool) -> bool:
+    if as_json:
+        emit({kind: subject, **decision.as_dict()})
+    else:
+        say(f"{decision.action.value}  {subject}")
+        for reason in decision.reasons:
+            say(f"  {reason.category}: {reason.evidence or reason.code} ({reason.detector}, {reason.score:.2f} of {reason.threshold:.2f}) -> {reason.action.value}")
+    return decision.action is Action.BLOCK

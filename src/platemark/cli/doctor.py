@@ -1,0 +1,95 @@
+"""`platemark doctor`: what this machine has, which backends can run, and what to install for the rest."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import os
+import platform
+from typing import Any
+
+import click
+
+from platemark import __version__
+from platemark.cli.output import emit, json_option, say
+
+# backend → (importable module, distribution, pip command)
+_BACKENDS = {
+    "onnxruntime": ("onnxruntime", "onnxruntime", "pip install platemark"),
+    "torch": ("torch", "torch", 'pip install "platemark[build]"'),
+}
+_TOOLS = {
+    "build": (("torch", "diffusers", "transformers", "onnx", "onnxscript", "open_clip"), 'pip install "platemark[build]"'),
+}
+
+
+@click.command("doctor")
+@json_option
+def command(as_json: bool) -> int:
+    """Show what this machine has, which backends can run here, and what to install for the rest."""
+    report = examine()
+    if as_json:
+        emit(report)
+        return 0
+    machine = report["machine"]
+    say(f"platemark {report['platemark']}, Python {machine['python']}, {machine['system']}, {machine['cores']} cores ({', '.join(machine['isa']) or machine['machine']})")
+    for name, backend in report["backends"].items():
+        say(f"  {name:12} " + (f"ready, {backend['version']} ({', '.join(backend['providers'])})" if backend["usable"] else f"missing: {backend['install']}"))
+    for name, extra in report["extras"].items():
+        say(f"  extra {name:6} " + ("ready" if not extra["missing"] else f"missing {', '.join(extra['missing'])}: {extra['install']}"))
+    state = report["state"]
+    say(f"  state        {state['home']} ({state['identity']})")
+    return 0
+
+
+def examine() -> dict[str, Any]:
+    """The report as plain JSON types; imports no engine library but ONNX Runtime."""
+    return {
+        "platemark": __version__,
+        "machine": {
+            "python": platform.python_version(),
+            "system": platform.system(),
+            "machine": platform.machine(),
+            "cores": os.cpu_count(),
+            "isa": _isa(),
+        },
+        "backends": {name: _backend(*row) for name, row in _BACKENDS.items()},
+        "extras": {
+            name: {"missing": [m for m in modules if importlib.util.find_spec(m) is None], "install": install}
+            for name, (modules, install) in _TOOLS.items()
+        },
+        "state": _state(),
+    }
+
+
+def _backend(module: str, distribution: str, install: str) -> dict[str, Any]:
+    if importlib.util.find_spec(module) is None:
+        return {"usable": False, "version": None, "providers": [], "install": install}
+    providers = ["cpu"]
+    if module == "onnxruntime":
+        import onnxruntime  # type: ignore[import-untyped]
+
+        providers = [name.removesuffix("ExecutionProvider").lower() for name in onnxruntime.get_available_providers()]
+    return {"usable": True, "version": importlib.metadata.version(distribution), "providers": providers, "install": install}
+
+
+def _isa() -> list[str]:
+    """The vector extensions that decide which CPU kernels run (Linux; empty elsewhere)."""
+    try:
+        with open("/proc/cpuinfo", encoding="ascii", errors="replace") as handle:  # noqa: PTH123 - a kernel interface
+            flags = next((line.split(":", 1)[1].split() for line in handle if line.startswith(("flags", "Features"))), [])
+    except OSError:
+        return []
+    wanted = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "asimd", "bf16", "i8mm")
+    return [flag for flag in wanted if flag in flags]
+
+
+def _state() -> dict[str, str]:
+    from platemark.errors import PlatemarkError
+    from platemark.provenance.home import home
+    from platemark.provenance.identity import describe
+
+    try:
+        return {"home": str(home()), "identity": describe(home())}
+    except PlatemarkError as error:
+        return {"home": str(home()), "identity": error.message}

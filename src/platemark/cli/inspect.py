@@ -1,0 +1,45 @@
+"""`platemark inspect`: what a bundle holds, and whether its engines can be used here."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from platemark.cli.output import emit, json_option, say
+
+
+@click.command("inspect")
+@click.argument("bundle", type=click.Path(path_type=Path))
+@json_option
+def command(bundle: Path, as_json: bool) -> int:
+    """Show what a BUNDLE holds, after checking every file's hash, and which of its engines run here."""
+    from platemark.runtime.bundle import open_bundle
+
+    opened = open_bundle(bundle)
+    engines = {name: _usable(opened.root / part.graph) for name, part in opened.manifest.components.items()}
+    if as_json:
+        emit({"bundle": str(opened.root), "sha256": opened.sha256, "engines": engines, "manifest": opened.manifest.model_dump(mode="json")})
+        return 0
+    manifest = opened.manifest
+    say(f"{manifest.name}  (from {manifest.source.checkpoint}, by {manifest.created_with})")
+    height, width = manifest.native_size
+    say(f"native {width}x{height}, delivered {manifest.output_size[1]}x{manifest.output_size[0]}, {manifest.default_steps} steps, guidance {manifest.default_guidance}")
+    for name, part in manifest.components.items():
+        worst = max(comparison.rel_l2_error for comparison in part.parity.comparisons)
+        state = "runs here" if engines[name]["usable"] else f"cannot run: {engines[name]['why']}"
+        say(f"  {name:13} {part.precision} opset {part.opset}  parity {worst:.1e} of {part.parity.bound_rel_l2:.0e}  {state}")
+    say(f"  end to end    {manifest.end_to_end.psnr:.1f} dB against {manifest.end_to_end.reference}")
+    return 0
+
+
+def _usable(graph: Path) -> dict[str, Any]:
+    from platemark.errors import EngineError
+    from platemark.runtime.backends.onnxruntime import compile_graph
+
+    try:
+        compile_graph(graph)
+    except EngineError as error:
+        return {"backend": "onnxruntime", "usable": False, "why": error.message}
+    return {"backend": "onnxruntime", "usable": True, "why": None}

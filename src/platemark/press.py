@@ -1,0 +1,182 @@
+"""The press: prompt → gate → pipeline → gate → stamp → record. The only road out for a picture.
+
+Joins the four stages and adds nothing of its own. Knows no engine, detector, watermark or file format.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from platemark.errors import PolicyBlocked
+from platemark.models import embedded
+from platemark.provenance.files import write_atomically
+from platemark.provenance.home import home as default_home
+from platemark.provenance.record import Facts, ProvenanceRecord
+from platemark.runtime.bundle import Bundle, open_bundle
+from platemark.runtime.pipeline import Pipeline
+from platemark.runtime.request import GenerationRequest
+from platemark.safety.decision import Action, Decision
+from platemark.safety.gate import Gate, apply_action
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from platemark.provenance.stamp import Stamp, Stamped
+
+Observer = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Result:
+    """One picture of a request, or the decision that withheld it.
+
+    `data` holds the stamped file (marked, signed, recorded); `image` the same pixels as a PIL image. Both are None where `decision`
+    blocked the picture. `timings` are milliseconds by stage. The guarantee is about `data`: an image saved anew from `image` keeps the
+    watermark but not the signature.
+    """
+
+    image: Image | None
+    data: bytes | None
+    seed: int
+    decision: Decision
+    provenance: ProvenanceRecord | None
+    timings: dict[str, float]
+
+    def save(self, path: str | Path) -> None:
+        """Writes the stamped file: whole or not at all. Raises `PolicyBlocked` where there is none."""
+        if self.data is None:
+            raise PolicyBlocked("the policy withheld this picture", "read `decision.reasons`; nothing was written", self.decision)
+        write_atomically(Path(path), self.data)
+
+
+class Press:
+    """A loaded bundle with its gate and its stamp. Safe to share between threads; everything of a request is local to the call."""
+
+    def __init__(self, pipeline: Pipeline, gate: Gate, stamp: Stamp) -> None:
+        self.pipeline, self.gate, self.stamp = pipeline, gate, stamp
+
+    def generate(
+        self,
+        prompt: str,
+        *,
+        n: int = 1,
+        seed: int | None = None,
+        file_format: str = "png",
+        on_stage: Observer | None = None,
+        on_step: Callable[[int, int], None] | None = None,
+        **settings: Any,
+    ) -> list[Result]:
+        """`n` pictures of `prompt`, image k with seed + k; a seed of None or -1 is drawn and reported.
+
+        `settings` are those of `GenerationRequest`: `negative_prompt`, `num_inference_steps`, `guidance_scale`, `height`, `width`,
+        `scheduler`. `file_format` is `png`, `jpeg` or `webp`. `on_stage` hears the name of each stage as it begins.
+
+        Raises `InputError` (a setting out of range), `PolicyBlocked` (the prompt), `SafetyUnavailable`, `ProvenanceUnavailable`,
+        `EngineError`; then nothing was released. A picture that the gate withholds stays in the list with `image=None`.
+        """
+        say = on_stage or (lambda stage: None)
+        request = GenerationRequest.make(self.pipeline.bundle.manifest, prompt=prompt, n=n, seed=seed, **settings)
+        say("check_prompt")
+        self._pass_prompt(request)
+        results = []
+        say("render")
+        output = self.pipeline.generate(request, on_step=on_step)
+        for k, picture in enumerate(output.images):
+            one = replace(request, n=1, seed=output.seeds[k])
+            results.append(self._release(one, picture, dict(output.timings), file_format, say))
+        return results
+
+    def _pass_prompt(self, request: GenerationRequest) -> None:
+        decision = self.gate.check_prompt(request.prompt, request.negative_prompt)
+        if not decision.allowed:
+            reasons = ", ".join(sorted({f"{r.category} ({r.code})" for r in decision.reasons if r.action is decision.action}))
+            raise PolicyBlocked(f"the policy '{decision.policy_id}' blocks this prompt: {reasons}", "rephrase it, or use another policy", decision)
+
+    def _release(
+        self, request: GenerationRequest, picture: NDArray[np.uint8], timings: dict[str, float], file_format: str, say: Observer
+    ) -> Result:
+        """Gate, then stamp, one picture; renders it anew with the next free seeds where the policy says so."""
+        for attempt in range(self.gate.policy.regenerate.max + 1):
+            say("check_image")
+            began = time.perf_counter()
+            decision = self.gate.check_image(picture)
+            timings["check_image"] = _since(began)
+            if decision.action is not Action.REGENERATE or attempt == self.gate.policy.regenerate.max:
+                break
+            say("render")
+            # Far from the seeds of the request's other pictures, and the same on every run.
+            request = replace(request, seed=(request.seed + 2**32) % 2**64)
+            picture = self.pipeline.generate(request).images[0]
+        delivered = apply_action(picture, decision)
+        if delivered is None:
+            return Result(None, None, request.seed, decision, None, timings)
+        say("stamp")
+        began = time.perf_counter()
+        stamped = self._stamp(request, delivered, decision, file_format, say)
+        timings["stamp"] = _since(began)
+        say("release")
+        from platemark.imaging import to_pil
+
+        return Result(to_pil(stamped.pixels), stamped.data, request.seed, decision, stamped.record, timings)
+
+    def _stamp(
+        self, request: GenerationRequest, picture: NDArray[np.uint8], decision: Decision, file_format: str, say: Observer
+    ) -> Stamped:
+        bundle = self.pipeline.bundle
+        native, size = bundle.manifest.native_size, (picture.shape[0], picture.shape[1])
+        content_id = self.stamp.reserve()
+        say("reserved")
+        facts = Facts(
+            model_name=bundle.manifest.name,
+            model_sha256=bundle.weights_sha256,
+            bundle_sha256=bundle.sha256,
+            seed=request.seed,
+            request_hmac=self.stamp.request_hmac([request.prompt, request.negative_prompt, repr(request.settings())]),
+            settings=request.settings(),
+            resampled_from=None if native == size else native,
+            decision=decision.as_dict(),
+        )
+        return self.stamp.apply(picture, facts, content_id, file_format)
+
+
+def load(
+    bundle: str | Path | None = None,
+    *,
+    policy: str | Path | None = None,
+    home: str | Path | None = None,
+    backend: str = "onnxruntime",
+) -> Press:
+    """Opens a bundle (None: the embedded emoji model) with a policy (a preset's name or a TOML file; None: `standard`).
+
+    `home` is the state folder (keys, registry); None: `$PLATEMARK_HOME`, else the platform's user data folder.
+    Raises `BundleError`, `PolicyError`, `SafetyUnavailable` (the policy needs a check that this bundle cannot have),
+    `ProvenanceUnavailable` (keys expired or unreadable).
+    """
+    from platemark.provenance.stamp import open_stamp
+    from platemark.safety.policy import load_policy
+
+    opened = open_bundle(Path(bundle) if bundle is not None else embedded())
+    rules = load_policy(policy)
+    stamp = open_stamp(Path(home) if home is not None else default_home(), require_watermark=rules.provenance.require_watermark)
+    pipeline = Pipeline.load(opened, backend)
+    return Press(pipeline, gate_for(opened, rules), stamp)
+
+
+def gate_for(bundle: Bundle, policy: Any) -> Gate:
+    """The gate for this bundle: its own CLIP as image filter, with its names as the vocabulary to tell concepts from."""
+    from platemark.safety.gate import gate_for_folder
+
+    names = bundle.root / "names.txt"
+    vocabulary = names.read_text(encoding="utf-8").splitlines() if names.is_file() else []
+    return gate_for_folder(policy, bundle.root / "clip" if "clip_image" in bundle.manifest.components else None, vocabulary)
+
+
+def _since(began: float) -> float:
+    return round((time.perf_counter() - began) * 1000, 2)

@@ -1,0 +1,135 @@
+"""Opening checkpoints: what is missing, damaged or a pickle is refused by name, with the remedy, before torch is needed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from platemark.errors import CheckpointError
+from platemark.optimize.checkpoint import open_checkpoint
+from safetensors.numpy import save_file
+
+FILES = {
+    "text_encoder/model.safetensors": "text_encoder/config.json",
+    "unet/diffusion_pytorch_model.safetensors": "unet/config.json",
+    "vae/diffusion_pytorch_model.safetensors": "vae/config.json",
+}
+UNET = {"sample_size": 8, "block_out_channels": [16, 32], "cross_attention_dim": 32, "in_channels": 4}
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """The files of a checkpoint, with one small tensor a network."""
+    root = tmp_path / "model"
+    configs = {"text_encoder": {"max_position_embeddings": 12, "vocab_size": 60}, "unet": UNET, "vae": {"block_out_channels": [8, 16, 16]}}
+    for weights in FILES:
+        (root / weights).parent.mkdir(parents=True)
+        save_file({"w": np.ones(4, np.float16)}, root / weights)
+    for name, config in configs.items():
+        (root / name / "config.json").write_text(json.dumps(config))
+    for name in ("scheduler/scheduler_config.json", "tokenizer/vocab.json"):
+        (root / name).parent.mkdir()
+        (root / name).write_text("{}")
+    index = {"_class_name": "StableDiffusionPipeline", "text_encoder": ["transformers", "CLIPTextModel"]}
+    index |= {"unet": ["diffusers", "UNet2DConditionModel"], "vae": ["diffusers", "AutoencoderKL"]}
+    (root / "model_index.json").write_text(json.dumps(index))
+    return root
+
+
+def edit(path: Path, **changes: object) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def test_sizes_come_from_the_configs(root: Path) -> None:
+    checkpoint = open_checkpoint(root)
+    assert checkpoint.native_size == (32, 32)
+    assert checkpoint.vae_scale_factor == 4
+    assert checkpoint.max_tokens == 12
+    assert checkpoint.settings.default_steps == 20
+
+
+def test_only_configs_tokenizer_and_weights_are_taken(root: Path) -> None:
+    for stray in ("README.md", "unet/notes.txt", "unet/training.log", "safety_checker/config.json"):
+        (root / stray).parent.mkdir(exist_ok=True)
+        (root / stray).write_text("x")
+    taken = {name for name, _ in open_checkpoint(root).files()}
+    assert taken == {*FILES, *FILES.values(), "model_index.json", "scheduler/scheduler_config.json", "tokenizer/vocab.json"}
+
+
+@pytest.mark.parametrize("suffix", [".bin", ".pt", ".ckpt", ".pth"])
+def test_pickles_are_refused_by_name(root: Path, suffix: str) -> None:
+    weights = root / "unet" / "diffusion_pytorch_model.safetensors"
+    weights.rename(weights.with_suffix(suffix))
+    with pytest.raises(CheckpointError, match="is a pickle") as caught:
+        open_checkpoint(root)
+    assert f"unet/diffusion_pytorch_model{suffix}" in caught.value.message
+    assert "safetensors" in caught.value.remedy
+
+
+def test_a_stray_pickle_is_refused_and_a_twin_is_left_behind(root: Path) -> None:
+    (root / "text_encoder" / "pytorch_model.bin").write_bytes(b"\x80\x02")
+    (root / "unet" / "diffusion_pytorch_model.bin").write_bytes(b"\x80\x02")
+    assert not [name for name, _ in open_checkpoint(root).files() if name.endswith(".bin")]
+    (root / "unet" / "extra.bin").write_bytes(b"\x80\x02")
+    with pytest.raises(CheckpointError, match=r"unet/extra\.bin"):
+        open_checkpoint(root)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "says"),
+    [
+        (lambda root: (root / "model_index.json").unlink(), "model_index.json is missing"),
+        (lambda root: (root / "model_index.json").write_text("{"), "not JSON"),
+        (lambda root: (root / "model_index.json").write_text("[1]"), "not a JSON table"),
+        (lambda root: edit(root / "model_index.json", _class_name="FluxPipeline"), "FluxPipeline"),
+        (lambda root: edit(root / "model_index.json", unet=[None, None]), "as unet"),
+        (lambda root: (root / "unet" / "config.json").unlink(), r"unet/config\.json"),
+        (lambda root: (root / "vae").rename(root / "other"), "vae/ is missing"),
+        (lambda root: (root / "unet" / "diffusion_pytorch_model.safetensors").unlink(), r"unet/diffusion_pytorch_model\.safetensors is missing"),
+        (lambda root: edit(root / "unet" / "config.json", in_channels=9), "in_channels = 9"),
+        (lambda root: edit(root / "unet" / "config.json", addition_embed_type="text_time"), "text_time"),
+        (lambda root: edit(root / "unet" / "config.json", sample_size=None), "sample_size"),
+        (lambda root: (root / "tokenizer" / "vocab.json").unlink(), "tokenizer"),
+        (lambda root: (root / "scheduler" / "scheduler_config.json").unlink(), "scheduler"),
+        (lambda root: (root / "platemark.json").write_text('{"default_steps": 0}'), "default_steps"),
+        (lambda root: (root / "platemark.json").write_text('{"steps": 5}'), "steps"),
+        (lambda root: (root / "clip").mkdir(), r"clip/open_clip_config\.json"),
+    ],
+)
+def test_what_is_wrong_is_named(root: Path, spoil: Callable[[Path], object], says: str) -> None:
+    spoil(root)
+    with pytest.raises(CheckpointError, match=says) as caught:
+        open_checkpoint(root)
+    assert "\n" not in caught.value.message
+    assert caught.value.remedy
+
+
+def test_truncated_weights_are_refused(root: Path) -> None:
+    path = root / "vae" / "diffusion_pytorch_model.safetensors"
+    path.write_bytes(path.read_bytes()[:-3])
+    with pytest.raises(CheckpointError, match="truncated"):
+        open_checkpoint(root)
+
+
+def test_shards_are_refused_plainly(root: Path) -> None:
+    path = root / "unet" / "diffusion_pytorch_model.safetensors"
+    path.rename(path.with_name("diffusion_pytorch_model-00001-of-00002.safetensors"))
+    (root / "unet" / "diffusion_pytorch_model.safetensors.index.json").write_text("{}")
+    with pytest.raises(CheckpointError, match="shards"):
+        open_checkpoint(root)
+
+
+def test_the_fp16_variant_serves_where_it_is_the_only_one(root: Path) -> None:
+    path = root / "unet" / "diffusion_pytorch_model.safetensors"
+    path.rename(path.with_name("diffusion_pytorch_model.fp16.safetensors"))
+    assert open_checkpoint(root).parts["unet"].weights[0].name == "diffusion_pytorch_model.fp16.safetensors"
+
+
+def test_a_file_is_not_a_checkpoint(tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(b"")
+    with pytest.raises(CheckpointError, match="not a folder"):
+        open_checkpoint(path)
