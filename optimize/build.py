@@ -1,6 +1,7 @@
 """A checkpoint in, a bundle out: copy, export, link, compare, publish. The one function that commands call.
 
-Everything is made in `<out>.partial` and put in place at the end, so a killed build leaves no half bundle. torch and its relatives are
+Everything is made in `<out>.partial` and put in place at the end, so a killed build leaves no half bundle: that folder at most, which the
+next build removes. torch and its relatives are
 imported when `build` is called.
 """
 
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from platemark import __version__
 from platemark.errors import InputError, MissingExtra, ParityError
 from platemark.optimize.checkpoint import SETTINGS, Checkpoint, Settings, open_checkpoint
-from platemark.optimize.staging import copy_file, open_stage, publish, publish_files, write_file
+from platemark.optimize.staging import copy_file, publish, publish_files, stage_for, write_file
 from platemark.optimize.weights import file_sha256
 from platemark.runtime.bundle import FORMAT_VERSION, MANIFEST, Component, EndToEnd, Manifest, Source
 
@@ -63,14 +64,14 @@ def build(
     wanted = {"name": name, "output_size": output_size, "default_steps": default_steps, "default_guidance": default_guidance}
     settings = _settings(opened, {key: value for key, value in wanted.items() if value is not None})
     in_place = out.resolve() == checkpoint.resolve()
-    stage = open_stage(out, in_place=in_place, replace=replace)
-    work = _Work(opened, stage, {target: copy_file(source, stage / target) for target, source in opened.files()})
-    manifest = _make(work, settings, on_progress or (lambda done, total, note: None))
-    write_file(stage / MANIFEST, _json(manifest.model_dump(mode="json")))
-    if in_place:
-        publish_files(stage, out, [*work.made, MANIFEST])
-    else:
-        publish(stage, out)
+    with stage_for(out, in_place=in_place, replace=replace) as stage:
+        work = _Work(opened, stage, {target: copy_file(source, stage / target) for target, source in opened.files()})
+        manifest = _make(work, settings, on_progress or (lambda done, total, note: None))
+        write_file(stage / MANIFEST, _json(manifest.model_dump(mode="json")))
+        if in_place:
+            publish_files(stage, out, [*work.made, MANIFEST])
+        else:
+            publish(stage, out)
     return manifest
 
 
@@ -95,14 +96,17 @@ def _settings(checkpoint: Checkpoint, given: dict[str, Any]) -> Settings:
         return Settings.model_validate({"name": checkpoint.root.resolve().name, **own, **given})
     except ValidationError as error:
         first = error.errors()[0]
-        raise InputError(f"{first['loc'][0]} = {first['input']!r} cannot be used: {first['msg']}", f"give another value, or see {SETTINGS}") from error
+        raise InputError(
+            f"{first['loc'][0]} = {first['input']!r} cannot be used: {first['msg']}", f"give another value, or see {SETTINGS}"
+        ) from error
 
 
 def _make(work: _Work, settings: Settings, say: Progress) -> Manifest:
     """Every network to a compared graph, then the whole pipeline, then the manifest."""
-    from platemark.optimize.endtoend import check_pipeline
+    from platemark.optimize.endtoend import check_pipeline, choose_scheduler
     from platemark.optimize.export import specs
 
+    settings = settings.model_copy(update={"default_scheduler": choose_scheduler(work.checkpoint, settings.default_scheduler)})
     found = specs(work.checkpoint)
     components: dict[str, Component] = {}
     total = len(found) + 2
@@ -122,6 +126,7 @@ def _make(work: _Work, settings: Settings, say: Progress) -> Manifest:
 def _component(work: _Work, spec: Spec, say: Callable[[str], None]) -> Component:
     """Exports, links and compares one network."""
     import torch
+
     from platemark.optimize.components import export_linked, reference
     from platemark.optimize.export import OPSET
     from platemark.optimize.modules import WRAPPERS, load_part

@@ -10,12 +10,13 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from platemark.errors import CheckpointError
 from platemark.optimize.weights import StoredTensor, read_header
+from platemark.runtime.request import MAX_GUIDANCE, MAX_SIZE, MAX_STEPS, MIN_SIZE
 
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 SETTINGS = "platemark.json"
@@ -29,7 +30,11 @@ _WEIGHT_NAMES = {
     "clip": "open_clip_model",
 }
 _CONFIG_NAMES = {"clip": "open_clip_config.json"}
-_TO_SAFETENSORS = "convert it to safetensors (`pipeline.save_pretrained(folder, safe_serialization=True)`): pickles can run code and are never opened"
+_TO_SAFETENSORS = (
+    "convert it to safetensors (`pipeline.save_pretrained(folder, safe_serialization=True)`): pickles can run code and are never opened"
+)
+
+Side = Annotated[int, Field(ge=MIN_SIZE, le=MAX_SIZE)]
 
 
 class Settings(BaseModel):
@@ -38,10 +43,10 @@ class Settings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: str | None = None
-    default_steps: int = Field(20, ge=1, le=1000)
-    default_guidance: float = Field(7.5, ge=0, le=100, allow_inf_nan=False)
-    default_scheduler: str | None = None
-    output_size: tuple[int, int] | None = None
+    default_steps: int = Field(20, ge=1, le=MAX_STEPS)
+    default_guidance: float = Field(7.5, ge=0, le=MAX_GUIDANCE, allow_inf_nan=False)
+    default_scheduler: Literal["ddim", "euler", "dpm++2m"] | None = None
+    output_size: tuple[Side, Side] | None = None
 
 
 @dataclass(frozen=True)
@@ -139,7 +144,9 @@ def read_json(path: Path, remedy: str) -> dict[str, Any]:
 def _check_family(index: dict[str, Any]) -> None:
     found = index.get("_class_name")
     if found != "StableDiffusionPipeline":
-        raise CheckpointError(f"model_index.json names the pipeline {found!r}", "use a StableDiffusionPipeline checkpoint (SD 1.x or 2.x layout)")
+        raise CheckpointError(
+            f"model_index.json names the pipeline {found!r}", "use a StableDiffusionPipeline checkpoint (SD 1.x or 2.x layout)"
+        )
     for name, expected in CLASSES.items():
         entry = index.get(name)
         kind = entry[1] if isinstance(entry, list) and len(entry) == 2 else None
@@ -164,7 +171,9 @@ def _weight_files(folder: Path, base: str) -> tuple[Path, ...]:
     if (folder / f"{base}.safetensors").is_file():
         return (folder / f"{base}.safetensors",)
     if index.is_file():
-        raise CheckpointError(f"{folder.name}/{index.name}: the weights are in shards", "save the checkpoint with a larger max_shard_size: one file a network")
+        raise CheckpointError(
+            f"{folder.name}/{index.name}: the weights are in shards", "save the checkpoint with a larger max_shard_size: one file a network"
+        )
     if (folder / f"{base}.fp16.safetensors").is_file():
         return (folder / f"{base}.fp16.safetensors",)
     raise CheckpointError(f"{folder.name}/{base}.safetensors is missing", "download or save the checkpoint again, as safetensors")
@@ -184,12 +193,19 @@ def _check_unet(config: dict[str, Any]) -> None:
     for key, values in wanted.items():
         found = config.get(key, values[0])
         if found not in values:
-            raise CheckpointError(f"unet/config.json has {key} = {found!r}", "use a text-to-image checkpoint (4 latent channels, no class or image inputs)")
+            raise CheckpointError(
+                f"unet/config.json has {key} = {found!r}", "use a text-to-image checkpoint (4 latent channels, no class or image inputs)"
+            )
 
 
 def _check_fields(parts: dict[str, Part]) -> None:
     """The numbers that shapes are made of must be there."""
-    for name, key in (("vae", "block_out_channels"), ("unet", "sample_size"), ("unet", "block_out_channels"), ("text_encoder", "vocab_size")):
+    for name, key in (
+        ("vae", "block_out_channels"),
+        ("unet", "sample_size"),
+        ("unet", "block_out_channels"),
+        ("text_encoder", "vocab_size"),
+    ):
         if not parts[name].config.get(key):
             raise CheckpointError(f"{name}/config.json has no {key}", "save the checkpoint again with diffusers")
     if not parts["text_encoder"].config.get("max_position_embeddings"):
@@ -197,7 +213,9 @@ def _check_fields(parts: dict[str, Part]) -> None:
     if "clip" in parts:
         model = parts["clip"].config.get("model_cfg")
         if not isinstance(model, dict) or not all(isinstance(model.get(key), dict) for key in ("text_cfg", "vision_cfg")):
-            raise CheckpointError("clip/open_clip_config.json describes no image and text tower", "save the model in open_clip's local-dir format")
+            raise CheckpointError(
+                "clip/open_clip_config.json describes no image and text tower", "save the model in open_clip's local-dir format"
+            )
 
 
 def latent_size(config: dict[str, Any]) -> tuple[int, int]:
@@ -214,7 +232,9 @@ def _read_settings(root: Path) -> Settings:
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(str(v) for v in first["loc"])
-        raise CheckpointError(f"{SETTINGS}: {place}: {first['msg']}", "mend the file: name, default_steps, default_guidance, output_size") from error
+        raise CheckpointError(
+            f"{SETTINGS}: {place}: {first['msg']}", "mend the file: name, default_steps, default_guidance, output_size"
+        ) from error
 
 
 def _texts(folder: Path) -> list[Path]:

@@ -24,8 +24,9 @@ _DIGITS = 6
 
 
 def preprocessing(net: nn.Module, part: Part) -> dict[str, Any]:
-    """`preprocess.json`: image_size (pixels, square), mean and std (RGB, of values in [0, 1]), context_length (tokens), and how
-    open_clip brings a picture to that size (`resize_mode`, `interpolation`).
+    """`preprocess.json`: image_size (pixels, square), mean and std (RGB, of values in [0, 1]), context_length (tokens), how open_clip
+    brings a picture to that size (`resize_mode`, `interpolation`), and the factor on cosines that the model was trained with, at most
+    100 (`logit_scale`; Radford et al. 2021, section 2.5).
     """
     config: Mapping[str, Any] = open_clip.get_model_preprocess_cfg(net)
     size = config["size"]
@@ -39,6 +40,7 @@ def preprocessing(net: nn.Module, part: Part) -> dict[str, Any]:
         "context_length": int(part.config["model_cfg"]["text_cfg"].get("context_length", 77)),
         "resize_mode": str(config["resize_mode"]),
         "interpolation": str(config["interpolation"]),
+        "logit_scale": min(100.0, float(net.get_parameter("logit_scale").exp())),
     }
 
 

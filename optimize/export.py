@@ -65,7 +65,14 @@ def specs(checkpoint: Checkpoint) -> dict[str, Spec]:
         Spec("text_encoder", "text_encoder", "text_encoder/model.onnx", (text,), hidden, {"tokens": (1, tokens)}, words),
         Spec("unet", "unet", "unet/model.onnx", unet_inputs, TensorSpec("out_sample", FLOAT, latent), {**cells, "tokens": (1, tokens)}),
         Spec("vae_decoder", "vae", "vae/decoder.onnx", (TensorSpec("latent_sample", FLOAT, latent),), _upscaled("sample", factor), cells),
-        Spec("vae_encoder", "vae", "vae/encoder.onnx", (TensorSpec("sample", FLOAT, image),), _reduced("latent_mean", channels, factor), pixels),
+        Spec(
+            "vae_encoder",
+            "vae",
+            "vae/encoder.onnx",
+            (TensorSpec("sample", FLOAT, image),),
+            _reduced("latent_mean", channels, factor),
+            pixels,
+        ),
     ]
     if "clip" in checkpoint.parts:
         found += _clip_specs(checkpoint.parts["clip"].config["model_cfg"])
@@ -103,7 +110,9 @@ def export_graph(spec: Spec, module: nn.Module, example: dict[str, Tensor]) -> o
     `example` maps input names to tensors; no free dim may be 0 or 1 in it. Raises `EngineError` where the exporter fails, changes a name or type,
     or fixes a dim that must stay free.
     """
-    free = {port.name: {axis: torch.export.Dim.DYNAMIC for axis, dim in enumerate(port.shape) if isinstance(dim, str)} for port in spec.inputs}
+    free = {
+        port.name: {axis: torch.export.Dim.DYNAMIC for axis, dim in enumerate(port.shape) if isinstance(dim, str)} for port in spec.inputs
+    }
     try:
         with torch.no_grad():
             program = torch.onnx.export(
@@ -118,9 +127,14 @@ def export_graph(spec: Spec, module: nn.Module, example: dict[str, Tensor]) -> o
             )
     except torch.onnx.OnnxExporterError as error:
         cause = " ".join(str(error.__cause__ or error).split())[:200]
-        raise EngineError(f"{spec.component} cannot be exported: {cause}", "use the versions of torch and onnxscript that Platemark names") from error
+        raise EngineError(
+            f"{spec.component} cannot be exported: {cause}", "use the versions of torch and onnxscript that Platemark names"
+        ) from error
     if program is None:
-        raise EngineError(f"{spec.component} cannot be exported: the exporter gave nothing", "use the versions of torch and onnxscript that Platemark names")
+        raise EngineError(
+            f"{spec.component} cannot be exported: the exporter gave nothing",
+            "use the versions of torch and onnxscript that Platemark names",
+        )
     model = program.model_proto
     check_contract(spec, model)
     name_nodes(model)

@@ -135,7 +135,12 @@ def _load_text_encoder(part: Part) -> nn.Module:
 def _load_diffusers(part: Part) -> nn.Module:
     kind = getattr(diffusers, {"unet": "UNet2DConditionModel", "vae": "AutoencoderKL"}[part.name])
     net, info = kind.from_pretrained(
-        part.folder, torch_dtype=torch.float32, use_safetensors=True, local_files_only=True, output_loading_info=True, variant=_variant(part)
+        part.folder,
+        torch_dtype=torch.float32,
+        use_safetensors=True,
+        local_files_only=True,
+        output_loading_info=True,
+        variant=_variant(part),
     )
     _check_report(part.name, info)
     return _module(net)

@@ -36,7 +36,9 @@ def make_cases(spec: Spec, seed: int = 0) -> list[dict[str, Array]]:
     rng = np.random.Generator(np.random.PCG64(seed))
     usual = {name: step * max(1, value // step) for name, (step, value) in spec.limits.items()}
     other = {name: step * _other(value // step, name) for name, (step, value) in spec.limits.items()}
-    return [{port.name: _random(port, spec, {"batch": batch, **dims}, rng) for port in spec.inputs} for batch, dims in ((2, usual), (1, other))]
+    return [
+        {port.name: _random(port, spec, {"batch": batch, **dims}, rng) for port in spec.inputs} for batch, dims in ((2, usual), (1, other))
+    ]
 
 
 def _other(count: int, name: str) -> int:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-from collections.abc import Iterable
-from contextlib import suppress
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from platemark.errors import InputError
@@ -15,24 +15,36 @@ from platemark.runtime.bundle import MANIFEST
 _CHUNK = 8 << 20
 
 
-def open_stage(out: Path, *, in_place: bool, replace: bool) -> Path:
-    """An empty folder beside `out` to build in; what a killed build left there is removed, and a bundle it had set aside is put back.
+@contextmanager
+def stage_for(out: Path, *, in_place: bool, replace: bool) -> Iterator[Path]:
+    """An empty folder beside `out` to build in, gone at the end whatever happens.
 
-    Raises `InputError` where `out` exists and may not be replaced, or where the folder cannot be made.
+    What a killed build left there is removed first, and a bundle that it had set aside is put back. Raises `InputError` where `out` exists
+    and may not be replaced, and for any failure to read or write inside the block (a full disk, say).
     """
-    stage, aside = _beside(out, "partial"), _beside(out, "replaced")
+    stage = _beside(out, "partial")
     try:
-        if aside.exists() and not out.exists():
-            aside.rename(out)
-        for leftover in (stage, aside):
-            if leftover.exists():
-                shutil.rmtree(leftover)
+        _recover(out, stage)
         if out.exists() and not in_place:
             _check_replaceable(out, replace)
         stage.mkdir(parents=True)
+        yield stage
     except OSError as error:
-        raise InputError(f"cannot write beside {out}: {error.strerror}", "choose a folder that can be written to") from error
-    return stage
+        reason = f"{error.strerror or error}" + (f": {Path(error.filename).name}" if error.filename else "")
+        raise InputError(
+            f"the bundle {out.name} cannot be written: {reason}", "choose a folder that can be written to and has room"
+        ) from error
+    finally:
+        shutil.rmtree(stage, ignore_errors=True)
+
+
+def _recover(out: Path, stage: Path) -> None:
+    aside = _beside(out, "replaced")
+    if aside.exists() and not out.exists():
+        aside.rename(out)
+    for leftover in (stage, aside):
+        if leftover.exists():
+            shutil.rmtree(leftover)
 
 
 def _beside(out: Path, suffix: str) -> Path:
@@ -82,13 +94,12 @@ def publish(stage: Path, out: Path) -> None:
 
 
 def publish_files(stage: Path, out: Path, names: Iterable[str]) -> None:
-    """Moves the named files (POSIX paths) from the stage over those of `out`, each atomically, in the order given, then drops the stage."""
+    """Moves the named files (POSIX paths) from the stage over those of `out`, each atomically, in the order given, and leaves the rest of the stage."""
     for name in names:
         target = out / name
         target.parent.mkdir(parents=True, exist_ok=True)
         (stage / name).replace(target)
         sync_folder(target.parent)
-    shutil.rmtree(stage)
 
 
 def sync_folder(folder: Path) -> None:

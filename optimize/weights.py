@@ -53,7 +53,9 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
             length = int.from_bytes(stream.read(8), "little")
             size = path.stat().st_size
             if not 2 <= length <= min(_MAX_HEADER, size - 8):
-                raise CheckpointError(f"{path.name} is truncated or not a safetensors file: header of {length} bytes in a file of {size}", DAMAGED)
+                raise CheckpointError(
+                    f"{path.name} is truncated or not a safetensors file: header of {length} bytes in a file of {size}", DAMAGED
+                )
             header = json.loads(stream.read(length))
     except OSError as error:
         raise CheckpointError(f"cannot read {path.name}: {error.strerror}", "check that the file exists and may be read") from error

@@ -31,7 +31,8 @@ class Facts(BaseModel):
 class ProvenanceRecord(BaseModel):
     """What was done to one released picture. Times are RFC 3339 UTC; hashes hex; `psnr` is dB of marked against unmarked.
 
-    `watermark`: `full` (geometry search when reading), `pixel` (pictures under 256 px: no geometry search) or `none` (signed only, as the policy allows).
+    `watermark`: `full` (geometry search when reading), `pixel` (pictures under 256 px: no geometry search) or `none` (signed only, as the
+    policy allows).
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 
 @pytest.fixture(autouse=True)
-def state_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def state_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
     """`$PLATEMARK_HOME` of this test alone, so that no test touches the user's keys."""
     home = tmp_path_factory.mktemp("home")
     monkeypatch.setenv("PLATEMARK_HOME", str(home))
-    yield home
+    return home

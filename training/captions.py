@@ -29,8 +29,8 @@ TEMPLATES = (
 )  # fmt: skip
 COLOUR_TEMPLATES = ("{colour} {}", "a {colour} {}", "a photo of a {colour} {}", "a picture of a {colour} {}", "a small {colour} {}")
 EXTRA_WORDS = (
-    "cup tea coffee car truck house home building tree flower plant animal bird fish food fruit vegetable drink tool weapon knife sword gun "
-    "vehicle boat ship plane train bike street city night day morning evening sky sea ocean lake river forest field garden snow rain "
+    "cup tea coffee car truck house home building tree flower plant animal bird fish food fruit vegetable drink tool weapon knife sword "
+    "gun vehicle boat ship plane train bike street city night day morning evening sky sea ocean lake river forest field garden snow rain "
     "storm wind summer winter spring autumn happy sad angry funny big large little tiny huge old new young bright dark colourful colorful "
     "beautiful nice pretty shiny wooden metal golden silver round square long short hot cold fresh ripe sweet person man woman child "
     "sitting standing running flying swimming eating sleeping playing with without and or in on under over behind near next to of "
@@ -103,7 +103,9 @@ def train_tokenizer(glyphs: list[Glyph], out: Path) -> None:
         [pre_tokenizers.Split(Regex(SPLIT), behavior="removed", invert=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
     )
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    trainer = trainers.BpeTrainer(vocab_size=VOCABULARY, initial_alphabet=alphabet, end_of_word_suffix="</w>", min_frequency=2, show_progress=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCABULARY, initial_alphabet=alphabet, end_of_word_suffix="</w>", min_frequency=2, show_progress=False
+    )
     bpe.train_from_iterator(corpus(glyphs), trainer)
     merges = [tuple(m) if not isinstance(m, str) else tuple(m.split(" ")) for m in json.loads(bpe.to_str())["model"]["merges"]]
     base = alphabet + [symbol + "</w>" for symbol in alphabet]

@@ -81,7 +81,15 @@ def save(model: nn.Module, tokenizer_dir: Path, out: Path) -> None:
     out.mkdir(parents=True, exist_ok=True)
     config = json.loads(json.dumps(CONFIG))
     config["text_cfg"] |= {"hf_tokenizer_name": "tokenizer"}
-    preprocess = {"size": SIDE, "mode": "RGB", "mean": MEAN, "std": STD, "interpolation": "bicubic", "resize_mode": "squash", "fill_color": 255}
+    preprocess = {
+        "size": SIDE,
+        "mode": "RGB",
+        "mean": MEAN,
+        "std": STD,
+        "interpolation": "bicubic",
+        "resize_mode": "squash",
+        "fill_color": 255,
+    }
     (out / "open_clip_config.json").write_text(json.dumps({"model_cfg": config, "preprocess_cfg": preprocess}, indent=2) + "\n")
     state = {k: v.half().contiguous() for k, v in model.state_dict().items() if k != "attn_mask"}
     save_file(state, out / "open_clip_model.safetensors", metadata={"format": "pt"})
@@ -135,7 +143,9 @@ def train(out: Path, minutes: float, batch_size: int, resume: bool, seed: int) -
             steps += 1
             if steps % 50 == 0:
                 rate = 50 * batch_size / (time.monotonic() - last)
-                print(f"{steps:6d} {clock.fraction:.3f} contrast {contrast:.3f} layout rms {layout.sqrt():.3f} {rate:.0f} pairs/s", flush=True)
+                print(
+                    f"{steps:6d} {clock.fraction:.3f} contrast {contrast:.3f} layout rms {layout.sqrt():.3f} {rate:.0f} pairs/s", flush=True
+                )
                 last = time.monotonic()
             if clock.fraction >= 1:
                 break

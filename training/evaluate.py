@@ -21,7 +21,8 @@ from platemark.runtime.backends.onnxruntime import compile_graph
 from platemark.runtime.bundle import Bundle, open_bundle
 from platemark.runtime.pipeline import Pipeline
 from platemark.runtime.request import GenerationRequest
-from platemark.safety.gate import clip_filter_for_folder
+from platemark.runtime.tokenizer import Tokenizer
+from platemark.safety.clip import ClipModel, read_preprocess
 from training.glyphs import choose, images, layout8
 
 Pictures = NDArray[np.uint8]
@@ -78,8 +79,10 @@ def contact_sheet(pictures: Pictures, path: Path, columns: int = 20) -> None:
 
 def clip_top1(bundle: Bundle, pictures: Pictures, index: NDArray[np.int64], names: list[str]) -> float:
     """Share of pictures whose nearest plain name, by CLIP cosine, is their own."""
-    clip = clip_filter_for_folder(bundle.root / "clip", names)
-    image, text = clip.embed_images(list(pictures)), clip.embed_texts(names)
+    folder = bundle.root / "clip"
+    tokenizer = Tokenizer.load(folder, read_preprocess(folder).context_length)
+    clip = ClipModel.load(folder, compile_graph(folder / "image.onnx"), compile_graph(folder / "text.onnx"), tokenizer.encode_batch)
+    image, text = np.stack([clip.embed_image(picture) for picture in pictures]), clip.embed_texts(names)
     return float(((image @ text.T).argmax(1) == index).mean())
 
 
@@ -105,7 +108,7 @@ def main() -> None:
     rows = [
         "| measure | reached | wanted |",
         "|---|---|---|",
-        f"| generated pictures, top-1 of {len(names)} originals ({len(index)} names, {args.steps} steps, guidance {guidance:g}) | {top1:.1%} | 75 % |",
+        f"| generated pictures ({len(index)} names, {args.steps} steps, guidance {guidance:g}), top-1 of {len(names)} | {top1:.1%} | 75 % |",
         f"| generated pictures, top-5 | {top5:.1%} | 90 % |",
         f"| ceiling: the autoencoder's reconstructions, top-1 / top-5 | {ceiling1:.1%} / {ceiling5:.1%} | - |",
         f"| autoencoder PSNR, mean over pictures / pooled | {mean:.2f} / {pooled:.2f} dB | 25 dB |",
@@ -115,7 +118,9 @@ def main() -> None:
     print("\n".join(rows))
     if args.table:
         command = f"python -m training.evaluate --steps {args.steps}" + (f" --every {args.every}" if args.every > 1 else "")
-        args.table.write_text(f"# The embedded model, measured\n\n`{command}`, prompt = plain name, seed = index of the name.\n\n" + "\n".join(rows) + "\n")
+        args.table.write_text(
+            f"# The embedded model, measured\n\n`{command}`, prompt = plain name, seed = index of the name.\n\n" + "\n".join(rows) + "\n"
+        )
     if args.sheet:
         chosen = np.sort(np.random.default_rng(0).permutation(len(index))[:100])
         contact_sheet(made[chosen], args.sheet)

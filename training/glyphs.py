@@ -68,7 +68,7 @@ def plain(name: str) -> str:
 
 
 def _has_colour(font: ImageFont.FreeTypeFont, char: str) -> bool:
-    left, top, right, bottom = font.getbbox(char)
+    _, _, right, bottom = font.getbbox(char)
     canvas = Image.new("RGB", (max(1, int(right)), max(1, int(bottom))), "white")
     ImageDraw.Draw(canvas).text((0, 0), char, font=font, embedded_color=True)
     return bool((np.asarray(canvas) < 250).mean() > 0.02)

@@ -3,13 +3,14 @@
     python -m training.unet --minutes 60 [--resume] [--cool 0.4]      train; a run that will be continued uses --cool 0
     python -m training.unet --assemble src/platemark/models/emoji     write the diffusers pipeline from the checkpoints
 
-v-prediction (Salimans & Ho 2022), with half of the timesteps drawn towards noise, where the layout of the picture is decided.
+v-prediction (Salimans & Ho 2022), with most of the timesteps drawn towards noise, where the layout of the picture is decided.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import time
 from pathlib import Path
 
@@ -18,6 +19,7 @@ import open_clip
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from safetensors.torch import load_file
 from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
@@ -147,15 +149,18 @@ def train(out: Path, minutes: float, cool: float, batch_size: int, resume: bool,
     codec = autoencoder(out)
     z = latents(codec, raw)
     scale = float(1 / z.std())
+    if resume:  # the scale that the UNet knows, whatever rounding did to the encoder
+        scale = float(torch.load(out / "unet.pt", weights_only=True)["scale"])
     z = z * scale
     bank, empty = caption_bank(out, glyphs, raw, np.random.default_rng(seed))
     unet = UNet2DConditionModel(**CONFIG).to(memory_format=torch.channels_last)
-    optimizers = Optimizers(unet, muon_lr=0.01, adam_lr=1e-3, skip=("conv_in", "conv_out"))
+    optimizers = Optimizers(unet, muon_lr=0.02, adam_lr=1e-3, skip=("conv_in", "conv_out"))
     average, steps, best = Average(unet, 0.999), 0, 0.0
     if resume:
         saved = torch.load(out / "unet.pt", weights_only=True)
         unet.load_state_dict(saved["model"])
-        optimizers.load_state_dict(saved["optimizers"])
+        if saved["optimizers"] is not None:
+            optimizers.load_state_dict(saved["optimizers"])
         average.values, average.steps = saved["average"], saved["steps"]
         steps = saved["steps"]
     alphas, clock = alphas_cumprod(), Clock(minutes, warm=0.005, cool=cool)
@@ -168,7 +173,7 @@ def train(out: Path, minutes: float, cool: float, batch_size: int, resume: bool,
         text = bank[index, which].float()
         text[torch.rand(batch_size) < UNCONDITIONAL_SHARE] = empty
         u = torch.rand(batch_size)
-        t = (torch.where(torch.rand(batch_size) < 0.5, u, u.sqrt()) * 1000).long()
+        t = (torch.where(torch.rand(batch_size) < 0.3, u, u.sqrt()) * 1000).long()
         a = alphas[t].view(-1, 1, 1, 1)
         noise = torch.randn(batch_size, *z.shape[1:])
         noisy, v = a.sqrt() * z[index] + (1 - a).sqrt() * noise, a.sqrt() * noise - (1 - a).sqrt() * z[index]
@@ -188,7 +193,13 @@ def train(out: Path, minutes: float, cool: float, batch_size: int, resume: bool,
             shadow.load_state_dict(average.values)
             best = top1(shadow, codec, bank, empty, scale, raw, 8)
             print(f"{steps:6d} quick top-1 {best:.3f}", flush=True)
-            state = {"model": unet.state_dict(), "average": average.values, "optimizers": optimizers.state_dict(), "steps": steps, "scale": scale}
+            state = {
+                "model": unet.state_dict(),
+                "average": average.values,
+                "optimizers": optimizers.state_dict(),
+                "steps": steps,
+                "scale": scale,
+            }
             torch.save(state, out / "unet.tmp")
             (out / "unet.tmp").replace(out / "unet.pt")
             last = time.monotonic()
@@ -215,6 +226,24 @@ def assemble(out: Path, target: Path) -> None:
     (target / "platemark.json").write_text(json.dumps(defaults, indent=2) + "\n")
 
 
+def unpack(source: Path, out: Path) -> None:
+    """Checkpoints out of an assembled folder, so that training can go on without the original ones (optimizer state starts anew)."""
+    out.mkdir(parents=True, exist_ok=True)
+    shutil.copytree(source / "tokenizer", out / "tokenizer", dirs_exist_ok=True)
+
+    def read(name: str) -> dict[str, Tensor]:
+        return {key: value.float() for key, value in load_file(source / name).items()}
+
+    torch.save({"average": read("vae/diffusion_pytorch_model.safetensors"), "steps": 0}, out / "vae.pt")
+    tower = open_clip.CLIP(**clip.CONFIG)
+    tower.load_state_dict(read("clip/open_clip_model.safetensors"), strict=False)  # the causal mask is a constant
+    head = torch.nn.Linear(clip.CONFIG["text_cfg"]["width"], 192)
+    torch.save({"average": tower.state_dict(), "head": head.state_dict()}, out / "clip.pt")
+    weights = read("unet/diffusion_pytorch_model.safetensors")
+    scale = json.loads((source / "vae" / "config.json").read_text())["scaling_factor"]
+    torch.save({"model": weights, "average": weights, "optimizers": None, "steps": 0, "scale": scale}, out / "unet.pt")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("build/training"))
@@ -225,12 +254,15 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--resume", action="store_true")
     parser.add_argument("--assemble", type=Path)
+    parser.add_argument("--resume-from", type=Path, help="go on from an assembled pipeline folder instead of checkpoints")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
+    if args.resume_from:
+        unpack(args.resume_from, args.out)
     if args.assemble:
         assemble(args.out, args.assemble)
     else:
-        train(args.out, args.minutes, args.cool, args.batch_size, args.resume, args.seed)
+        train(args.out, args.minutes, args.cool, args.batch_size, args.resume or args.resume_from is not None, args.seed)
 
 
 if __name__ == "__main__":

@@ -102,7 +102,7 @@ def train(out: Path, minutes: float, batch_size: int, resume: bool, decoder_only
             if clock.fraction >= 1:
                 break
     model.load_state_dict(average.values)
-    print("per image / pooled: %.2f / %.2f dB" % psnr(model.eval(), data), flush=True)
+    print("per image / pooled: {:.2f} / {:.2f} dB".format(*psnr(model.eval(), data)), flush=True)
 
 
 def main() -> None:

@@ -1,10 +1,10 @@
 """Platemark: verified engines for image-generation models, and no image out unchecked, unmarked or unsigned.
 
-    import platemark
-    press = platemark.load()                       # the embedded model; platemark.load("path/to/bundle") for your own
-    result = press.generate("a red apple", seed=1)[0]
-    result.save("apple.png")
-    platemark.verify("apple.png").verdict          # "intact-untrusted": signed by the development identity
+import platemark
+press = platemark.load()                       # the embedded model; platemark.load("path/to/bundle") for your own
+result = press.generate("a red apple", seed=1)[0]
+result.save("apple.png")
+platemark.verify("apple.png").verdict          # "intact-untrusted": signed by the development identity
 """
 
 from __future__ import annotations

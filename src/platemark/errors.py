@@ -1,18 +1,18 @@
 """The one error tree. Every error knows what went wrong (one line), its code, its remedy, and the exit code of the CLI.
 
-    PlatemarkError                     1
-    ├── InputError                     2   a request, option or file that cannot be used
-    │   ├── ImageError                     bytes that are not a usable image
-    │   ├── CheckpointError                a checkpoint that cannot be built from
-    │   ├── BundleError                    a bundle that is missing, damaged or not for this version
-    │   ├── PolicyError                    a policy file that is not valid
-    │   └── MissingExtra                   an optional dependency is not installed
-    ├── PolicyBlocked                  3   the policy refuses the request; carries the decision
-    ├── SafetyUnavailable              4   a check could not run, so nothing is released
-    ├── ProvenanceUnavailable          4   a mark, signature or record could not be made, so nothing is released
-    └── EngineError                    5   an engine failed, or its output cannot be right
-        ├── RenderError                    NaN, flat or black output
-        └── ParityError                    an engine does not compute what its reference computes
+PlatemarkError                     1
+├── InputError                     2   a request, option or file that cannot be used
+│   ├── ImageError                     bytes that are not a usable image
+│   ├── CheckpointError                a checkpoint that cannot be built from
+│   ├── BundleError                    a bundle that is missing, damaged or not for this version
+│   ├── PolicyError                    a policy file that is not valid
+│   └── MissingExtra                   an optional dependency is not installed
+├── PolicyBlocked                  3   the policy refuses the request; carries the decision
+├── SafetyUnavailable              4   a check could not run, so nothing is released
+├── ProvenanceUnavailable          4   a mark, signature or record could not be made, so nothing is released
+└── EngineError                    5   an engine failed, or its output cannot be right
+    ├── RenderError                    NaN, flat or black output
+    └── ParityError                    an engine does not compute what its reference computes
 """
 
 from __future__ import annotations

@@ -137,7 +137,10 @@ def encode(
         options |= {"pnginfo": _png_xmp(xmp)} if xmp else {}
     else:
         options |= {"quality": quality} | ({"xmp": xmp} if xmp else {})
-    options |= {"jpeg": {"subsampling": 0}, "webp": {"lossless": lossless}}.get(file_format, {})
+    if file_format == "jpeg":
+        options["subsampling"] = 0
+    if file_format == "webp":
+        options["lossless"] = lossless
     out = io.BytesIO()
     try:
         to_pil(array).save(out, format=file_format, **options)

@@ -19,17 +19,18 @@ from platemark.models import embedded
 from platemark.provenance.files import write_atomically
 from platemark.provenance.home import home as default_home
 from platemark.provenance.record import Facts, ProvenanceRecord
+from platemark.provenance.stamp import Stamp, Stamped, open_stamp
 from platemark.runtime.bundle import Bundle, open_bundle
 from platemark.runtime.pipeline import Pipeline
 from platemark.runtime.request import GenerationRequest
 from platemark.safety.decision import Action, Decision
-from platemark.safety.gate import Gate, apply_action
+from platemark.safety.gate import Gate, apply_action, gate_for_folder
+from platemark.safety.policy import Policy, load_policy
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from platemark.provenance.stamp import Stamp, Stamped
-
+_NAMES = "names.txt"  # beside the bundle's manifest: what the bundle's CLIP was trained on, one name a line
 Observer = Callable[[str], None]
 
 
@@ -97,7 +98,9 @@ class Press:
         decision = self.gate.check_prompt(request.prompt, request.negative_prompt)
         if not decision.allowed:
             reasons = ", ".join(sorted({f"{r.category} ({r.code})" for r in decision.reasons if r.action is decision.action}))
-            raise PolicyBlocked(f"the policy '{decision.policy_id}' blocks this prompt: {reasons}", "rephrase it, or use another policy", decision)
+            raise PolicyBlocked(
+                f"the policy '{decision.policy_id}' blocks this prompt: {reasons}", "rephrase it, or use another policy", decision
+            )
 
     def _release(
         self, request: GenerationRequest, picture: NDArray[np.uint8], timings: dict[str, float], file_format: str, say: Observer
@@ -159,23 +162,19 @@ def load(
     Raises `BundleError`, `PolicyError`, `SafetyUnavailable` (the policy needs a check that this bundle cannot have),
     `ProvenanceUnavailable` (keys expired or unreadable).
     """
-    from platemark.provenance.stamp import open_stamp
-    from platemark.safety.policy import load_policy
-
     opened = open_bundle(Path(bundle) if bundle is not None else embedded())
     rules = load_policy(policy)
-    stamp = open_stamp(Path(home) if home is not None else default_home(), require_watermark=rules.provenance.require_watermark)
+    place = Path(home) if home is not None else default_home()
+    stamp = open_stamp(place, require_watermark=rules.provenance.require_watermark)
     pipeline = Pipeline.load(opened, backend)
-    return Press(pipeline, gate_for(opened, rules), stamp)
+    return Press(pipeline, gate_for(opened, rules, place), stamp)
 
 
-def gate_for(bundle: Bundle, policy: Any) -> Gate:
-    """The gate for this bundle: its own CLIP as image filter, with its names as the vocabulary to tell concepts from."""
-    from platemark.safety.gate import gate_for_folder
-
-    names = bundle.root / "names.txt"
-    vocabulary = names.read_text(encoding="utf-8").splitlines() if names.is_file() else []
-    return gate_for_folder(policy, bundle.root / "clip" if "clip_image" in bundle.manifest.components else None, vocabulary)
+def gate_for(bundle: Bundle, policy: Policy, home: Path) -> Gate:
+    """The gate for this bundle: its own CLIP as image filter, with the names it knows as the vocabulary to tell concepts from."""
+    names = bundle.file(_NAMES).read_text(encoding="utf-8").splitlines() if _NAMES in bundle.manifest.files else []
+    folder = bundle.root / "clip" if "clip_image" in bundle.manifest.components else None
+    return gate_for_folder(policy, folder, names, home / "cache")
 
 
 def _since(began: float) -> float:

@@ -106,7 +106,8 @@ def test_strangers_state_reads_no_key(apple: tuple[Path, dict[str, Any]], tmp_pa
 @pytest.mark.parametrize(
     "arguments",
     [
-        ("",), ("   ",), ("x" * 100_000,), ("cat", "--size", "0x0"), ("cat", "--size", "-1x-1"), ("cat", "--size", "7x7"), ("cat", "--size", "7"),
+        ("",), ("   ",), ("x" * 100_000,), ("cat", "--size", "0x0"), ("cat", "--size", "-1x-1"), ("cat", "--size", "7x7"),
+        ("cat", "--size", "7"),
         ("cat", "--size", "100000x100000"), ("cat", "--guidance", "nan"), ("cat", "--guidance", "inf"), ("cat", "--steps", "0"),
         ("cat", "--scheduler", "magic"), ("cat", "--bundle", "missing-folder"), ("cat", "--seed", "-7"), ("cat", "-n", "0"),
         ("cat", "--policy", "no-such-policy"), ("cat", "--steps", "many"), ("cat", "--no-such-option"), ("cat", "-o", "picture.bmp"),
@@ -142,7 +143,12 @@ def png_header(width: int, height: int) -> bytes:
         return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
 
     rows = zlib.compress(bytes(1000))
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
+        + chunk(b"IDAT", rows)
+        + chunk(b"IEND", b"")
+    )
 
 
 @pytest.mark.parametrize("kind", ["text", "empty", "png", "jpeg", "webp", "bomb"])
@@ -161,7 +167,9 @@ def test_files_that_are_not_pictures(kind: str, command: str, home: Path, tmp_pa
     else:
         done = run("verify", path, "--json", home=home)
         said = json.loads(done.stdout)
-        assert (done.returncode, said.get("verdict")) == (6, "corrupt") or (done.returncode == 2 and set(said["error"]) == {"code", "message", "remedy"})
+        assert (done.returncode, said.get("verdict")) == (6, "corrupt") or (
+            done.returncode == 2 and set(said["error"]) == {"code", "message", "remedy"}
+        )
     assert path.read_bytes() == before
 
 

@@ -122,9 +122,16 @@ def test_regenerate_uses_new_seeds_and_then_withholds(shared: Press, monkeypatch
 
 @pytest.mark.parametrize(
     ("part", "method", "error"),
-    [("gate", "check_prompt", SafetyUnavailable), ("gate", "check_image", SafetyUnavailable), ("stamp", "reserve", ProvenanceUnavailable), ("stamp", "apply", ProvenanceUnavailable)],
-)  # fmt: skip
-def test_a_failing_stage_releases_nothing(shared: Press, monkeypatch: pytest.MonkeyPatch, part: str, method: str, error: type[Exception]) -> None:
+    [
+        ("gate", "check_prompt", SafetyUnavailable),
+        ("gate", "check_image", SafetyUnavailable),
+        ("stamp", "reserve", ProvenanceUnavailable),
+        ("stamp", "apply", ProvenanceUnavailable),
+    ],
+)
+def test_a_failing_stage_releases_nothing(
+    shared: Press, monkeypatch: pytest.MonkeyPatch, part: str, method: str, error: type[Exception]
+) -> None:
     def broken(*args: Any, **kwargs: Any) -> None:
         raise error("broken for the test", "mend it")
 
@@ -179,7 +186,9 @@ def test_a_kill_at_any_stage_leaves_no_half_file_and_no_unrecorded_picture(stage
         observe("written")
     """)
     home, out = tmp_path / "home", tmp_path / "cat.png"
-    done = subprocess.run([sys.executable, "-c", code, stage, str(home), str(out)], capture_output=True, env=os.environ | {"OMP_NUM_THREADS": "2"})
+    done = subprocess.run(
+        [sys.executable, "-c", code, stage, str(home), str(out)], capture_output=True, env=os.environ | {"OMP_NUM_THREADS": "2"}
+    )
     assert done.returncode == -signal.SIGKILL, done.stderr.decode()
     if stage == "written":
         report = platemark.verify(out, home=home)

@@ -105,7 +105,14 @@ def write_clip(folder: Path) -> None:
     text = {"context_length": MAX_TOKENS, "vocab_size": words, "width": 32, "heads": 4, "layers": 1}
     net = randomise(open_clip.CLIP(embed_dim=16, vision_cfg=vision, text_cfg=text), 4)
     model = {"embed_dim": 16, "vision_cfg": vision, "text_cfg": text | {"hf_tokenizer_name": "tokenizer"}}
-    preprocess = {"size": 16, "mode": "RGB", "mean": [0.5, 0.4, 0.3], "std": [0.5, 0.6, 0.7], "interpolation": "bicubic", "resize_mode": "squash"}
+    preprocess = {
+        "size": 16,
+        "mode": "RGB",
+        "mean": [0.5, 0.4, 0.3],
+        "std": [0.5, 0.6, 0.7],
+        "interpolation": "bicubic",
+        "resize_mode": "squash",
+    }
     (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": model, "preprocess_cfg": preprocess}))
     state = {name: value.contiguous() for name, value in net.state_dict().items() if name != "attn_mask"}
     save_file(state, folder / "open_clip_model.safetensors", metadata={"format": "pt"})
@@ -121,7 +128,13 @@ def checkpoint_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     source = tmp_path_factory.mktemp("tokenizer")
     words = write_tokenizer(source)
     scheduler = DDIMScheduler(
-        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False, set_alpha_to_one=False, steps_offset=1, prediction_type="v_prediction"
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        clip_sample=False,
+        set_alpha_to_one=False,
+        steps_offset=1,
+        prediction_type="v_prediction",
     )
     pipeline = StableDiffusionPipeline(
         vae=make_vae(),
@@ -137,7 +150,9 @@ def checkpoint_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.rmtree(root / "tokenizer")
     write_tokenizer(root / "tokenizer")
     write_clip(root / "clip")
-    (root / "platemark.json").write_text(json.dumps({"name": "tiny", "default_steps": 4, "default_guidance": 2.0, "output_size": [128, 128]}))
+    (root / "platemark.json").write_text(
+        json.dumps({"name": "tiny", "default_steps": 4, "default_guidance": 2.0, "output_size": [128, 128]})
+    )
     return root
 
 

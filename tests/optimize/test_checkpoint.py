@@ -8,9 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
+
 from platemark.errors import CheckpointError
 from platemark.optimize.checkpoint import open_checkpoint
-from safetensors.numpy import save_file
 
 FILES = {
     "text_encoder/model.safetensors": "text_encoder/config.json",
@@ -88,7 +89,10 @@ def test_a_stray_pickle_is_refused_and_a_twin_is_left_behind(root: Path) -> None
         (lambda root: edit(root / "model_index.json", unet=[None, None]), "as unet"),
         (lambda root: (root / "unet" / "config.json").unlink(), r"unet/config\.json"),
         (lambda root: (root / "vae").rename(root / "other"), "vae/ is missing"),
-        (lambda root: (root / "unet" / "diffusion_pytorch_model.safetensors").unlink(), r"unet/diffusion_pytorch_model\.safetensors is missing"),
+        (
+            lambda root: (root / "unet" / "diffusion_pytorch_model.safetensors").unlink(),
+            r"unet/diffusion_pytorch_model\.safetensors is missing",
+        ),
         (lambda root: edit(root / "unet" / "config.json", in_channels=9), "in_channels = 9"),
         (lambda root: edit(root / "unet" / "config.json", addition_embed_type="text_time"), "text_time"),
         (lambda root: edit(root / "unet" / "config.json", sample_size=None), "sample_size"),

@@ -15,6 +15,7 @@ import onnx  # noqa: E402
 import onnxruntime  # noqa: E402
 import torch  # noqa: E402
 from onnx import TensorProto  # noqa: E402
+
 from platemark.errors import EngineError  # noqa: E402
 from platemark.optimize.components import export_linked, reference  # noqa: E402
 from platemark.optimize.export import FLOAT, INT, OPSET, Spec, check_contract, export_graph, specs  # noqa: E402
@@ -122,7 +123,9 @@ def test_no_local_path_is_in_a_graph(graphs: dict[str, bytes], checkpoint_folder
 def test_two_exports_are_the_same_bytes(opened: Any, modules: dict[str, Any], graphs: dict[str, bytes]) -> None:
     for name in ("text_encoder", "vae_encoder"):
         spec = specs(opened)[name]
-        assert export_linked(spec, modules[name], opened.parts[spec.part], make_cases(spec)[1 if name == "vae_encoder" else 0]) == graphs[name]
+        assert (
+            export_linked(spec, modules[name], opened.parts[spec.part], make_cases(spec)[1 if name == "vae_encoder" else 0]) == graphs[name]
+        )
 
 
 class Fixed(torch.nn.Module):

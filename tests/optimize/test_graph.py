@@ -14,10 +14,11 @@ pytestmark = pytest.mark.torch
 import onnx  # noqa: E402
 import onnxruntime  # noqa: E402
 from onnx import TensorProto, helper, numpy_helper  # noqa: E402
+from safetensors.numpy import save_file  # noqa: E402
+
 from platemark.errors import EngineError  # noqa: E402
 from platemark.optimize import graph as passes  # noqa: E402
 from platemark.optimize.weights import StoredTensor, read_header  # noqa: E402
-from safetensors.numpy import save_file  # noqa: E402
 
 RNG = np.random.default_rng(0)
 WEIGHT = RNG.standard_normal((4, 3)).astype(np.float16)
@@ -131,7 +132,9 @@ def test_linked_weights_point_at_the_stored_bytes(tmp_path: Path, stored: dict[s
     model = make_model()
     passes.remove_dead(model)
     passes.link_weights(model, stored.values(), "net.")
-    external = {t.name: {e.key: e.value for e in t.external_data} for t in model.graph.initializer if t.data_location == TensorProto.EXTERNAL}
+    external = {
+        t.name: {e.key: e.value for e in t.external_data} for t in model.graph.initializer if t.data_location == TensorProto.EXTERNAL
+    }
     raw = (tmp_path / "weights.safetensors").read_bytes()
     for name, array in {"weight": WEIGHT, "square": SQUARE, "bias": BIAS}.items():
         place = external[name]

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.numpy import save, save_file
+
 from platemark.errors import CheckpointError
 from platemark.optimize.weights import file_sha256, read_float32, read_header
-from safetensors.numpy import save, save_file
 
 ARRAYS = {
     "b.weight": np.arange(6, dtype=np.float16).reshape(2, 3),

@@ -148,13 +148,11 @@ def test_failing_engine_and_tokenizer(clip_folder: Path, colours: Any) -> None:
     def fail(rows: NDArray[Any]) -> NDArray[Any]:
         raise EngineError("out of memory", "buy more")
 
-    with pytest.raises(SafetyUnavailable, match="EngineError"):
+    with pytest.raises(SafetyUnavailable, match="out of memory"):
         ClipModel.load(clip_folder, colours.ColourTower("image", fail), colours.ColourTower("text"), colours.colour_tokens)
-    for broken in (
-        lambda texts: colours.colour_tokens(texts).astype(np.int32),
-        lambda texts: colours.colour_tokens(texts)[:, :2],
-        lambda texts: None,
-    ):
+    good: Any = colours.colour_tokens
+    tokenizers: list[Any] = [lambda texts: good(texts).astype(np.int32), lambda texts: good(texts)[:, :2], lambda texts: None]
+    for broken in tokenizers:
         with pytest.raises(SafetyUnavailable):
             ClipModel.load(clip_folder, colours.ColourTower("image"), colours.ColourTower("text"), broken)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from platemark.safety.normalize import LEET_I, LEET_L, confusables, plain, views
@@ -52,12 +52,14 @@ def test_spelled_words_are_joined_and_reported() -> None:
 ALPHABET = st.characters() | st.sampled_from("аеорсух0134578@$!.:-_()[]<> \u200b\u0301각") | st.sampled_from("abc xyz")
 
 
+@settings(deadline=None)
 @given(st.text(ALPHABET, max_size=60), st.sampled_from([None, LEET_I, LEET_L]))
 def test_idempotent(text: str, leet: dict[int, str] | None) -> None:
     once = plain(text, leet)
     assert plain(once, leet) == once
 
 
+@settings(deadline=None)
 @given(st.text(max_size=60))
 def test_only_words_and_single_spaces_come_out(text: str) -> None:
     for form in views(text).texts:

@@ -42,7 +42,9 @@ class _Lazy(click.Group):
         except PlatemarkError as error:
             sys.exit(fail(error.as_dict(), error.exit_code, as_json))
         except click.ClickException as error:
-            hint = f"see `{error.ctx.command_path} --help`" if isinstance(error, click.UsageError) and error.ctx else "see `platemark --help`"
+            hint = (
+                f"see `{error.ctx.command_path} --help`" if isinstance(error, click.UsageError) and error.ctx else "see `platemark --help`"
+            )
             message = " ".join(error.format_message().split())
             sys.exit(fail({"code": "usage", "message": message, "remedy": hint}, 2, as_json))
         except click.Abort:

@@ -32,7 +32,8 @@ def command(checkpoint: Path, output: Path, force: bool, as_json: bool) -> int:
         return 0
     for name, component in manifest.components.items():
         worst = max(comparison.rel_l2_error for comparison in component.parity.comparisons)
-        say(f"{name:13} {component.precision}  parity {worst:.1e} (bound {component.parity.bound_rel_l2:.0e}) over {len(component.parity.comparisons)} shapes")
+        bound, shapes = component.parity.bound_rel_l2, len(component.parity.comparisons)
+        say(f"{name:13} {component.precision}  parity {worst:.1e} (bound {bound:.0e}) over {shapes} shapes")
     say(f"end to end    {manifest.end_to_end.psnr:.1f} dB against the reference (bound {manifest.end_to_end.bound_psnr:.0f} dB)")
     say(f"{output}")
     return 0

@@ -13,7 +13,9 @@ from platemark.safety.decision import Action, Decision
 
 @click.command("check")
 @click.option("--prompt", "prompts", metavar="TEXT", multiple=True, help="A prompt to decide on (may be repeated).")
-@click.option("--image", "images", metavar="FILE", multiple=True, type=click.Path(path_type=Path), help="A picture to decide on (may be repeated).")
+@click.option(
+    "--image", "images", metavar="FILE", multiple=True, type=click.Path(path_type=Path), help="A picture to decide on (may be repeated)."
+)
 @click.option("--policy", metavar="NAME|FILE", help="strict, standard, research, or a TOML file. [default: standard]")
 @json_option
 def command(prompts: tuple[str, ...], images: tuple[Path, ...], policy: str | None, as_json: bool) -> int:
@@ -23,10 +25,11 @@ def command(prompts: tuple[str, ...], images: tuple[Path, ...], policy: str | No
     from platemark.imaging import decode
     from platemark.models import embedded
     from platemark.press import gate_for
+    from platemark.provenance.home import home
     from platemark.runtime.bundle import open_bundle
     from platemark.safety.policy import load_policy
 
-    gate = gate_for(open_bundle(embedded()), load_policy(policy))
+    gate = gate_for(open_bundle(embedded()), load_policy(policy), home())
     blocked = False
     for prompt in prompts:
         if not prompt.strip():
@@ -43,5 +46,6 @@ def _report(kind: str, subject: str, decision: Decision, as_json: bool) -> bool:
     else:
         say(f"{decision.action.value}  {subject}")
         for reason in decision.reasons:
-            say(f"  {reason.category}: {reason.evidence or reason.code} ({reason.detector}, {reason.score:.2f} of {reason.threshold:.2f}) -> {reason.action.value}")
+            measured = f"{reason.detector}, {reason.score:.2f} of {reason.threshold:.2f}"
+            say(f"  {reason.category}: {reason.evidence or reason.code} ({measured}) -> {reason.action.value}")
     return decision.action is Action.BLOCK

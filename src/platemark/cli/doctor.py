@@ -32,9 +32,17 @@ def command(as_json: bool) -> int:
         emit(report)
         return 0
     machine = report["machine"]
-    say(f"platemark {report['platemark']}, Python {machine['python']}, {machine['system']}, {machine['cores']} cores ({', '.join(machine['isa']) or machine['machine']})")
+    kind = ", ".join(machine["isa"]) or machine["machine"]
+    say(f"platemark {report['platemark']}, Python {machine['python']}, {machine['system']}, {machine['cores']} cores ({kind})")
     for name, backend in report["backends"].items():
-        say(f"  {name:12} " + (f"ready, {backend['version']} ({', '.join(backend['providers'])})" if backend["usable"] else f"missing: {backend['install']}"))
+        say(
+            f"  {name:12} "
+            + (
+                f"ready, {backend['version']} ({', '.join(backend['providers'])})"
+                if backend["usable"]
+                else f"missing: {backend['install']}"
+            )
+        )
     for name, extra in report["extras"].items():
         say(f"  extra {name:6} " + ("ready" if not extra["missing"] else f"missing {', '.join(extra['missing'])}: {extra['install']}"))
     state = report["state"]

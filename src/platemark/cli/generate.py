@@ -15,10 +15,14 @@ _SUFFIXES = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg", ".webp": "webp"}
 
 @click.command("generate")
 @click.argument("prompts", metavar="PROMPT...", nargs=-1, required=True)
-@click.option("-o", "--output", type=click.Path(path_type=Path), help="A file (.png, .jpg, .webp) for one picture, a folder for several. [default: .]")
+@click.option(
+    "-o", "--output", type=click.Path(path_type=Path), help="A file (.png, .jpg, .webp) for one picture, a folder for several. [default: .]"
+)
 @click.option("--bundle", type=click.Path(path_type=Path), help="A bundle folder. [default: the embedded emoji model]")
 @click.option("-n", "n", type=int, default=1, show_default=True, help="Pictures for each prompt.")
-@click.option("--seed", type=int, default=-1, help="Seed of the first picture, 0 to 2^64-1; picture k uses seed + k. -1 draws one. [default: -1]")
+@click.option(
+    "--seed", type=int, default=-1, help="Seed of the first picture, 0 to 2^64-1; picture k uses seed + k. -1 draws one. [default: -1]"
+)
 @click.option("--steps", type=int, help="Denoising steps. [default: the bundle's]")
 @click.option("--guidance", type=float, help="Classifier-free guidance scale, 0 to 50. [default: the bundle's]")
 @click.option("--size", metavar="WxH", help="Output size in pixels. [default: the bundle's]")

@@ -24,8 +24,9 @@ def command(bundle: Path, as_json: bool) -> int:
         return 0
     manifest = opened.manifest
     say(f"{manifest.name}  (from {manifest.source.checkpoint}, by {manifest.created_with})")
-    height, width = manifest.native_size
-    say(f"native {width}x{height}, delivered {manifest.output_size[1]}x{manifest.output_size[0]}, {manifest.default_steps} steps, guidance {manifest.default_guidance}")
+    (height, width), (high, wide) = manifest.native_size, manifest.output_size
+    settings = f"{manifest.default_steps} steps, guidance {manifest.default_guidance}"
+    say(f"native {width}x{height}, delivered {wide}x{high}, {settings}")
     for name, part in manifest.components.items():
         worst = max(comparison.rel_l2_error for comparison in part.parity.comparisons)
         state = "runs here" if engines[name]["usable"] else f"cannot run: {engines[name]['why']}"

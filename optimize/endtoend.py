@@ -1,0 +1,110 @@
+"""The whole pipeline against diffusers': the same weights, noise, scheduler and prompt through both, compared as pictures.
+
+Knows nothing about how the graphs were made.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import numpy as np
+import torch
+import transformers
+from numpy.typing import NDArray
+from torch import nn
+
+from platemark.errors import CheckpointError, InputError
+from platemark.optimize.checkpoint import Checkpoint
+from platemark.optimize.modules import quiet
+from platemark.optimize.parity import END_TO_END_PSNR, check_end_to_end, psnr
+from platemark.runtime.bundle import Bundle, EndToEnd, Manifest
+from platemark.runtime.pipeline import Pipeline
+from platemark.runtime.request import GenerationRequest
+from platemark.runtime.schedulers import make_scheduler
+
+PROMPT, SEED, MAX_STEPS = "a red apple", 1, 8
+CLASSES = {"ddim": "DDIMScheduler", "euler": "EulerDiscreteScheduler", "dpm++2m": "DPMSolverMultistepScheduler"}
+# What diffusers' StableDiffusionPipeline sets on any scheduler that it is given.
+_FORCED = {"steps_offset": 1, "clip_sample": False}
+
+
+def choose_scheduler(checkpoint: Checkpoint, wanted: str | None) -> str | None:
+    """The sampler that the bundle names: `wanted`; else None where the checkpoint's own class has a sampler; else `ddim` with its config.
+
+    Raises `CheckpointError` where no sampler can follow the checkpoint's scheduler config.
+    """
+    try:
+        make_scheduler(wanted, checkpoint.scheduler)
+    except InputError as error:
+        if wanted is not None or checkpoint.scheduler.get("_class_name") in CLASSES.values():
+            raise CheckpointError(f"scheduler/scheduler_config.json: {error.message}", error.remedy) from error
+        return choose_scheduler(checkpoint, "ddim")
+    return wanted
+
+
+def check_pipeline(checkpoint: Checkpoint, nets: Mapping[str, nn.Module], stage: Path, draft: Manifest) -> EndToEnd:
+    """Renders one picture with diffusers in float32 and with the bundle in `stage` described by `draft`.
+
+    Raises `ParityError` where they differ by more than the bound.
+    """
+    steps = min(draft.default_steps, MAX_STEPS)
+    request = GenerationRequest.make(draft, prompt=PROMPT, seed=SEED, num_inference_steps=steps)
+    expected = _reference(checkpoint, nets, request)
+    actual = Pipeline.load(Bundle(stage, draft, "")).generate(request).arrays[0]
+    return check_end_to_end(
+        EndToEnd(
+            reference=f"diffusers {diffusers.__version__} fp32",
+            prompt=PROMPT,
+            seed=SEED,
+            num_inference_steps=steps,
+            guidance_scale=request.guidance_scale,
+            height=draft.native_size[0],
+            width=draft.native_size[1],
+            psnr=psnr(actual, expected),
+            bound_psnr=END_TO_END_PSNR,
+        )
+    )
+
+
+def _reference(checkpoint: Checkpoint, nets: Mapping[str, nn.Module], request: GenerationRequest) -> NDArray[np.float32]:
+    """diffusers' picture: float32 (H, W, 3) in [0, 1] at the native size, with noise from torch's CPU generator."""
+    height, width = checkpoint.native_size
+    with quiet():
+        pipeline = diffusers.StableDiffusionPipeline(
+            vae=nets["vae"],
+            text_encoder=nets["text_encoder"],
+            tokenizer=_tokenizer(checkpoint),
+            unet=nets["unet"],
+            scheduler=_scheduler(checkpoint, request.scheduler),
+            safety_checker=None,
+            feature_extractor=None,
+            requires_safety_checker=False,
+        )
+        pipeline.set_progress_bar_config(disable=True)
+        out = pipeline(
+            request.prompt,
+            height=height,
+            width=width,
+            num_inference_steps=request.num_inference_steps,
+            guidance_scale=request.guidance_scale,
+            generator=torch.Generator("cpu").manual_seed(request.seed),
+            output_type="np",
+        )
+    return np.asarray(out.images[0], np.float32)
+
+
+def _tokenizer(checkpoint: Checkpoint) -> Any:
+    try:
+        tokenizer = transformers.CLIPTokenizer.from_pretrained(checkpoint.root / "tokenizer", local_files_only=True)
+    except (OSError, ValueError, KeyError) as error:
+        raise CheckpointError("the tokenizer files cannot be read", "save the checkpoint's CLIP tokenizer again") from error
+    tokenizer.model_max_length = checkpoint.max_tokens
+    return tokenizer
+
+
+def _scheduler(checkpoint: Checkpoint, name: str | None) -> Any:
+    kind = CLASSES[name] if name else str(checkpoint.scheduler["_class_name"])
+    return getattr(diffusers, kind).from_config({**checkpoint.scheduler, **_FORCED})

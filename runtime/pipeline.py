@@ -1,0 +1,225 @@
+"""Bundle to pictures: tokenize, text engine, denoise loop over the UNet engine, VAE engine, resize.
+
+The pictures that leave here are unchecked and unmarked: this is the library layer, which knows nothing of policies, watermarks or
+records. `platemark.Press` is the road that checks, marks and records them.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from platemark.errors import BundleError, InputError
+from platemark.runtime import backends, noise
+from platemark.runtime.bundle import Bundle
+from platemark.runtime.denoise import OnStep, denoise
+from platemark.runtime.engine import Engine
+from platemark.runtime.render import check_finite, is_flat, to_array, to_uint8
+from platemark.runtime.request import GenerationRequest
+from platemark.runtime.resize import fit
+from platemark.runtime.schedulers import make_scheduler
+from platemark.runtime.tokenizer import Tokenizer
+
+COMPONENTS = ("text_encoder", "unet", "vae_decoder")
+MAX_BATCH = 8  # images in one network call (16 rows with guidance): more gains nothing, and memory grows with it
+_SCHEDULER = "scheduler/scheduler_config.json"
+_TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "merges.txt", "tokenizer_config.json", "special_tokens_map.json")
+
+
+@dataclass(frozen=True)
+class Truncation:
+    """The end of a text that the text encoder cannot take: as it was written, and its number of tokens."""
+
+    field: str  # "prompt" or "negative_prompt"
+    text: str
+    tokens: int
+
+
+@dataclass(frozen=True)
+class GenerationOutput:
+    """The pictures of a request. Unchecked and unmarked.
+
+    `images`: uint8 (n, height, width, 3), as delivered. `arrays`: float32 (n, H, W, 3) in [0, 1], before rounding and resizing.
+    `resampled_from`: (H, W) where they were resized, else None. `flat`: which of them show one colour only. `timings`: milliseconds of
+    `text_encoder`, `denoise`, `vae_decoder` and `resize`, over all pictures.
+    """
+
+    images: NDArray[np.uint8]
+    arrays: NDArray[np.float32]
+    seeds: tuple[int, ...]
+    timings: dict[str, float]
+    resampled_from: tuple[int, int] | None
+    truncated: tuple[Truncation, ...]
+    flat: tuple[bool, ...]
+    request: GenerationRequest
+
+
+class Pipeline:
+    """A bundle with its engines. Safe to share between threads: all that belongs to a request is local to `generate`.
+
+    `engines` holds what is compiled already, by component; an engine put there beforehand (a reference, say) is used as it is.
+    """
+
+    def __init__(self, bundle: Bundle, compile_graph: Callable[[Path], Engine], engines: dict[str, Engine] | None = None) -> None:
+        self.bundle = bundle
+        self.engines: dict[str, Engine] = dict(engines or {})
+        self._compile = compile_graph
+        self._locks = {name: Lock() for name in bundle.manifest.components}
+        self._tokenizer = _read_tokenizer(bundle)
+        self._scheduler_config = _read_scheduler_config(bundle)
+        for name in COMPONENTS:
+            bundle.component(name)
+
+    @classmethod
+    def load(cls, bundle: Bundle, backend: str = "onnxruntime", *, threads: int | None = None) -> Pipeline:
+        """Prepares a bundle for a backend (`backends.names()`); engines are compiled when first needed, or by `warm_up`.
+
+        `threads`: for one operator; None lets the backend choose. Raises `BundleError`, and `InputError` for an unknown backend.
+        """
+        module = backends.find(backend)
+        if not hasattr(module, "compile_graph"):
+            raise InputError(f"the backend {backend!r} is a reference and compiles no graphs", "use the backend 'onnxruntime'")
+        return cls(bundle, lambda path: module.compile_graph(path, threads=threads))
+
+    def engine(self, component: str) -> Engine:
+        """The component's engine, compiled once. Raises `BundleError` (no such component) and `EngineError`."""
+        graph = self.bundle.component(component).graph
+        with self._locks[component]:
+            if component not in self.engines:
+                self.engines[component] = self._compile(self.bundle.file(graph))
+            return self.engines[component]
+
+    def warm_up(self) -> None:
+        """Compiles the engines and runs each once at the native size, so that the first request is as fast as the next."""
+        self._compile_all()
+        manifest = self.bundle.manifest
+        hidden = self._hidden(np.zeros((2, manifest.max_tokens), dtype=np.int64))
+        latents = np.zeros((1, *self._latent_shape()), dtype=np.float32)
+        inputs = {"sample": np.repeat(latents, 2, axis=0), "timestep": np.zeros(2, np.float32), "encoder_hidden_states": hidden}
+        self.engine("unet").run(inputs)
+        self.engine("vae_decoder").run({"latent_sample": latents})
+
+    def generate(
+        self, request: GenerationRequest, latents: NDArray[np.float32] | None = None, on_step: OnStep | None = None
+    ) -> GenerationOutput:
+        """Renders the request's `n` pictures; picture k is what a request for its seed alone renders.
+
+        Networks run at the bundle's native size; another requested size is reached by Lanczos resampling and a centred cut. `latents`
+        takes the place of the seeds' noise: standard normal, float32 (n, C, h, w). `on_step(step, total)` hears each step.
+
+        Raises `InputError`, `EngineError`, and `RenderError` where a network gives NaN or infinite values.
+        """
+        timings: dict[str, float] = {}
+        seeds = tuple(noise.image_seed(request.seed, k) for k in range(request.n))
+        start = self._noise(seeds) if latents is None else self._checked(latents, request.n)
+        scheduler = make_scheduler(request.scheduler, self._scheduler_config)
+        scheduler.plan(request.num_inference_steps)  # refuses impossible steps before any work
+        self._compile_all()
+        with _timed(timings, "text_encoder"):
+            ids, truncated = self._tokens(request)
+            hidden = self._hidden(ids)
+        arrays = []
+        for first in range(0, request.n, MAX_BATCH):
+            heard = None if on_step is None else _shifted(on_step, first, request.n)
+            with _timed(timings, "denoise"):
+                stepper = scheduler.plan(request.num_inference_steps)
+                done = denoise(self.engine("unet"), stepper, start[first : first + MAX_BATCH], hidden, request.guidance_scale, heard)
+            with _timed(timings, "vae_decoder"):
+                arrays += [self._decode(one, seed) for one, seed in zip(done, seeds[first:], strict=False)]
+        with _timed(timings, "resize"):
+            images = [fit(to_uint8(array), request.height, request.width) for array in arrays]
+        native = (arrays[0].shape[0], arrays[0].shape[1])
+        return GenerationOutput(
+            images=np.stack(images),
+            arrays=np.stack(arrays),
+            seeds=seeds,
+            timings=timings,
+            resampled_from=None if native == (request.height, request.width) else native,
+            truncated=truncated,
+            flat=tuple(is_flat(image) for image in images),
+            request=request,
+        )
+
+    def _compile_all(self) -> None:
+        """In parallel, where any is missing: the engine libraries let go of the interpreter while they compile."""
+        if all(name in self.engines for name in COMPONENTS):
+            return
+        with ThreadPoolExecutor(len(COMPONENTS)) as pool:
+            list(pool.map(self.engine, COMPONENTS))
+
+    def _latent_shape(self) -> tuple[int, int, int]:
+        manifest = self.bundle.manifest
+        height, width = (pixels // manifest.vae_scale_factor for pixels in manifest.native_size)
+        return manifest.latent_channels, height, width
+
+    def _noise(self, seeds: tuple[int, ...]) -> NDArray[np.float32]:
+        return np.stack([noise.randn(seed, self._latent_shape()) for seed in seeds])
+
+    def _checked(self, latents: NDArray[np.float32], n: int) -> NDArray[np.float32]:
+        shape = (n, *self._latent_shape())
+        if latents.shape != shape or latents.dtype != np.float32 or not np.isfinite(latents).all():
+            raise InputError(
+                "the latents given are not finite float32 of the request's shape", f"give standard normal values of shape {shape}"
+            )
+        return latents
+
+    def _tokens(self, request: GenerationRequest) -> tuple[NDArray[np.int64], tuple[Truncation, ...]]:
+        """Ids (rows, tokens): the negative prompt first, and only where there is guidance."""
+        texts = {"negative_prompt": request.negative_prompt} if request.guidance_scale > 1.0 else {}
+        encoded = {field: self._tokenizer.encode(text) for field, text in {**texts, "prompt": request.prompt}.items()}
+        cut = tuple(Truncation(field, tokens.cut, tokens.cut_tokens) for field, tokens in encoded.items() if tokens.cut_tokens)
+        return np.stack([tokens.ids for tokens in encoded.values()]), cut
+
+    def _hidden(self, ids: NDArray[np.int64]) -> NDArray[np.float32]:
+        return self.engine("text_encoder").run({"input_ids": ids})["last_hidden_state"]
+
+    def _decode(self, latents: NDArray[np.float32], seed: int) -> NDArray[np.float32]:
+        """One picture at a time, so that it does not depend on its neighbours and memory does not grow with them."""
+        check_finite(latents, f"the latents of seed {seed}")
+        manifest = self.bundle.manifest
+        scaled = latents[np.newaxis] / np.float32(manifest.scaling_factor) + np.float32(manifest.shift_factor)
+        decoded = self.engine("vae_decoder").run({"latent_sample": scaled})["sample"][0]
+        check_finite(decoded, f"the picture of seed {seed}")
+        return to_array(decoded)
+
+
+def _read_scheduler_config(bundle: Bundle) -> dict[str, Any]:
+    """The checkpoint's config, with the two fields that diffusers' StableDiffusionPipeline sets on any scheduler it is given."""
+    try:
+        config = json.loads(bundle.file(_SCHEDULER).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise BundleError(f"{_SCHEDULER} cannot be read", "rebuild the bundle from a whole checkpoint") from error
+    if not isinstance(config, dict):
+        raise BundleError(f"{_SCHEDULER} holds no config", "rebuild the bundle from a whole checkpoint")
+    return {**config, "steps_offset": 1, "clip_sample": False}
+
+
+def _read_tokenizer(bundle: Bundle) -> Tokenizer:
+    folder = bundle.root / "tokenizer"
+    for name in _TOKENIZER_FILES:
+        if (folder / name).exists():
+            bundle.file(f"tokenizer/{name}")  # a file that is there but not listed was not checked
+    return Tokenizer.load(folder, bundle.manifest.max_tokens)
+
+
+def _shifted(on_step: OnStep, first: int, n: int) -> OnStep:
+    """Counts the steps of one batch among those of all batches."""
+    batches, batch = -(-n // MAX_BATCH), first // MAX_BATCH
+    return lambda step, total: on_step(batch * total + step, batches * total)
+
+
+@contextmanager
+def _timed(timings: dict[str, float], stage: str) -> Iterator[None]:
+    began = time.perf_counter()
+    yield
+    timings[stage] = round(timings.get(stage, 0.0) + (time.perf_counter() - began) * 1000, 3)

@@ -1,0 +1,128 @@
+"""The pipeline against diffusers' StableDiffusionPipeline: the same tiny random networks, the same prompt and seed, the same arrays."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from platemark.runtime.bundle import open_bundle
+from platemark.runtime.engine import TensorSpec
+from platemark.runtime.pipeline import Pipeline
+from platemark.runtime.request import GenerationRequest
+
+pytestmark = pytest.mark.torch
+
+SAMPLERS = {"ddim": "DDIMScheduler", "euler": "EulerDiscreteScheduler", "dpm++2m": "DPMSolverMultistepScheduler"}
+CONFIG = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+
+
+def networks() -> tuple[Any, Any, Any]:
+    import torch
+    from diffusers import AutoencoderKL, UNet2DConditionModel
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    text = CLIPTextModel(CLIPTextConfig(vocab_size=600, max_position_embeddings=12, **sizes))
+    unet = UNet2DConditionModel(
+        sample_size=8,
+        block_out_channels=(16, 32),
+        layers_per_block=1,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        cross_attention_dim=16,
+        attention_head_dim=4,
+        norm_num_groups=4,
+    )
+    vae = AutoencoderKL(
+        block_out_channels=(8, 8, 8, 8),
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        norm_num_groups=4,
+        sample_size=64,
+        scaling_factor=0.5,
+    )
+    return text.eval(), unet.eval(), vae.eval()
+
+
+@pytest.fixture(scope="module")
+def reference(miniature: Path) -> Any:
+    import diffusers
+    from transformers import CLIPTokenizer
+
+    text, unet, vae = networks()
+    tokenizer = CLIPTokenizer.from_pretrained(miniature / "tokenizer", model_max_length=12)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it says that it corrects steps_offset and clip_sample, which is what is compared
+        pipe = diffusers.StableDiffusionPipeline(
+            vae, text, tokenizer, unet, diffusers.DDIMScheduler(**CONFIG), None, None, requires_safety_checker=False
+        )
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def ours(miniature: Path, reference: Any) -> Pipeline:
+    import torch
+
+    from platemark.runtime.backends.torch import wrap
+
+    class Text(torch.nn.Module):
+        def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
+            return reference.text_encoder(input_ids).last_hidden_state
+
+    class Unet(torch.nn.Module):
+        def forward(self, sample: torch.Tensor, timestep: torch.Tensor, encoder_hidden_states: torch.Tensor) -> torch.Tensor:
+            return reference.unet(sample, timestep, encoder_hidden_states).sample
+
+    class Decoder(torch.nn.Module):
+        def forward(self, latent_sample: torch.Tensor) -> torch.Tensor:
+            return reference.vae.decode(latent_sample).sample
+
+    def spec(name: str) -> TensorSpec:
+        return TensorSpec(name, np.dtype(np.float32), ("batch",))
+
+    modules = {"text_encoder": (Text(), "last_hidden_state"), "unet": (Unet(), "out_sample"), "vae_decoder": (Decoder(), "sample")}
+    engines = {name: wrap(name, module, [], [spec(output)]) for name, (module, output) in modules.items()}
+    return Pipeline(open_bundle(miniature), lambda path: pytest.fail(f"compiled {path}"), dict(engines))
+
+
+@pytest.mark.parametrize("sampler", list(SAMPLERS))
+@pytest.mark.parametrize("guidance", [1.0, 6.0])
+def test_arrays_equal_diffusers(miniature: Path, reference: Any, monkeypatch: pytest.MonkeyPatch, sampler: str, guidance: float) -> None:
+    import diffusers
+    import torch
+
+    own = reference.scheduler
+    if sampler != "ddim":
+        monkeypatch.setattr(reference, "scheduler", getattr(diffusers, SAMPLERS[sampler]).from_config(own.config))
+    generators = [torch.Generator("cpu").manual_seed(11 + k) for k in range(2)]
+    theirs = reference(
+        "a red apple and the dog, the cat, the red cat",
+        negative_prompt="the Dog",
+        num_inference_steps=8,
+        guidance_scale=guidance,
+        height=64,
+        width=64,
+        num_images_per_prompt=2,
+        generator=generators,
+        output_type="np",
+    ).images
+    pipeline = ours(miniature, reference)
+    request = GenerationRequest.make(
+        pipeline.bundle.manifest,
+        prompt="a red apple and the dog, the cat, the red cat",
+        negative_prompt="the Dog",
+        num_inference_steps=8,
+        guidance_scale=guidance,
+        seed=11,
+        n=2,
+        scheduler=sampler,
+    )
+    arrays = pipeline.generate(request).arrays
+    assert arrays.shape == theirs.shape
+    assert theirs.std() > 0.01
+    assert np.mean((arrays - theirs).astype(np.float64) ** 2) <= 1e-6  # 60 dB
