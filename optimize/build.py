@@ -18,7 +18,7 @@ from platemark.errors import InputError, MissingExtra, ParityError
 from platemark.optimize.checkpoint import SETTINGS, Checkpoint, Settings, open_checkpoint
 from platemark.optimize.staging import copy_file, publish, publish_files, stage_for, write_file
 from platemark.optimize.weights import file_sha256
-from platemark.runtime.bundle import FORMAT_VERSION, MANIFEST, Component, EndToEnd, Manifest, Source
+from platemark.runtime.bundle import MANIFEST, Component, EndToEnd, Manifest, Source
 
 if TYPE_CHECKING:
     from torch import nn
@@ -63,7 +63,8 @@ def build(
     opened = open_checkpoint(checkpoint)
     wanted = {"name": name, "output_size": output_size, "default_steps": default_steps, "default_guidance": default_guidance}
     settings = _settings(opened, {key: value for key, value in wanted.items() if value is not None})
-    in_place = out.resolve() == checkpoint.resolve()
+    out = out.resolve()
+    in_place = out == checkpoint.resolve()
     with stage_for(out, in_place=in_place, replace=replace) as stage:
         work = _Work(opened, stage, {target: copy_file(source, stage / target) for target, source in opened.files()})
         manifest = _make(work, settings, on_progress or (lambda done, total, note: None))
@@ -80,7 +81,7 @@ def _require_extra() -> None:
         import diffusers  # noqa: F401
         import onnx  # noqa: F401
         import onnxscript  # noqa: F401
-        import open_clip  # noqa: F401
+        import open_clip  # type: ignore[import-untyped]  # noqa: F401
         import torch  # noqa: F401
         import transformers  # noqa: F401
     except ImportError as error:
@@ -170,7 +171,7 @@ def _manifest(work: _Work, settings: Settings, components: dict[str, Component])
     weights = [f"{part.name}/{path.name}" for part in checkpoint.parts.values() for path in part.weights]
     files = work.copied | {name: file_sha256(work.stage / name) for name in work.made}
     return Manifest(
-        format_version=FORMAT_VERSION,
+        format_version=1,
         name=settings.name or checkpoint.root.resolve().name,
         family="sd",
         created_with=f"platemark {__version__}",

@@ -43,8 +43,8 @@ class Settings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: str | None = None
-    default_steps: int = Field(20, ge=1, le=MAX_STEPS)
-    default_guidance: float = Field(7.5, ge=0, le=MAX_GUIDANCE, allow_inf_nan=False)
+    default_steps: int = Field(default=20, ge=1, le=MAX_STEPS)
+    default_guidance: float = Field(default=7.5, ge=0, le=MAX_GUIDANCE, allow_inf_nan=False)
     default_scheduler: Literal["ddim", "euler", "dpm++2m"] | None = None
     output_size: tuple[Side, Side] | None = None
 

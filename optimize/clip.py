@@ -1,4 +1,4 @@
-"""What a reader of the exported CLIP towers needs beside the graphs: preprocessing, and golden embeddings that prove the weights are loaded.
+"""What a reader of the exported CLIP towers needs beside the graphs: preprocessing, and golden embeddings that prove loaded weights.
 
 Knows nothing about policies: those who check pictures read the two files written here.
 """
@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-import open_clip
+import open_clip  # type: ignore[import-untyped]
 import torch
 from numpy.typing import NDArray
 from torch import nn

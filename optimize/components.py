@@ -22,7 +22,8 @@ def export_linked(spec: Spec, module: nn.Module, part: Part, example: Mapping[st
     name_values(model)
     link_weights(model, part.tensors.values(), PREFIX)
     name_constants(model)
-    return model.SerializeToString(deterministic=True)
+    data: bytes = model.SerializeToString(deterministic=True)
+    return data
 
 
 def reference(spec: Spec, module: nn.Module) -> Engine:

@@ -73,7 +73,8 @@ def _reference(checkpoint: Checkpoint, nets: Mapping[str, nn.Module], request: G
     """diffusers' picture: float32 (H, W, 3) in [0, 1] at the native size, with noise from torch's CPU generator."""
     height, width = checkpoint.native_size
     with quiet():
-        pipeline = diffusers.StableDiffusionPipeline(
+        kind: Any = diffusers.StableDiffusionPipeline
+        pipeline = kind(
             vae=nets["vae"],
             text_encoder=nets["text_encoder"],
             tokenizer=_tokenizer(checkpoint),

@@ -107,8 +107,8 @@ def _reduced(name: str, channels: int, factor: int) -> TensorSpec:
 def export_graph(spec: Spec, module: nn.Module, example: dict[str, Tensor]) -> onnx.ModelProto:
     """The graph with its weights inside, stripped of everything that does not compute.
 
-    `example` maps input names to tensors; no free dim may be 0 or 1 in it. Raises `EngineError` where the exporter fails, changes a name or type,
-    or fixes a dim that must stay free.
+    `example` maps input names to tensors; no free dim may be 0 or 1 in it. Raises `EngineError` where the exporter fails, changes
+    a name or type, or fixes a dim that must stay free.
     """
     free = {
         port.name: {axis: torch.export.Dim.DYNAMIC for axis, dim in enumerate(port.shape) if isinstance(dim, str)} for port in spec.inputs

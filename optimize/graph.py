@@ -10,6 +10,7 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import onnx
@@ -98,10 +99,10 @@ def strip(model: onnx.ModelProto) -> None:
     model.doc_string = ""
     model.producer_name, model.producer_version = "platemark", ""
     model.graph.name = "main"
-    holders: list[object] = [model, model.graph, *model.graph.node, *model.graph.initializer, *model.graph.input, *model.graph.output]
+    holders: list[Any] = [model, model.graph, *model.graph.node, *model.graph.initializer, *model.graph.input, *model.graph.output]
     for holder in holders:
         for field in ("doc_string", "metadata_props"):
-            holder.ClearField(field)  # type: ignore[attr-defined]
+            holder.ClearField(field)
     model.graph.ClearField("value_info")
 
 
@@ -223,8 +224,8 @@ def _reads(node: onnx.NodeProto) -> set[str]:
     return names
 
 
-def _replace(field: object, items: Iterable[object]) -> None:
+def _replace(field: Any, items: Iterable[Any]) -> None:
     """Puts `items` in place of a repeated field's content."""
     kept = list(items)
-    del field[:]  # type: ignore[attr-defined]
-    field.extend(kept)  # type: ignore[attr-defined]
+    del field[:]
+    field.extend(kept)

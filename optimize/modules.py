@@ -11,10 +11,12 @@ from contextlib import contextmanager
 from typing import Any
 
 import diffusers
-import open_clip
+import open_clip  # type: ignore[import-untyped]
 import torch
 import transformers
+from diffusers.utils import logging as diffusers_logging
 from torch import Tensor, nn
+from transformers.utils import logging as transformers_logging
 
 from platemark.errors import CheckpointError
 from platemark.optimize.checkpoint import Part
@@ -26,7 +28,7 @@ _LOAD_ERRORS = (OSError, ValueError, TypeError, RuntimeError, KeyError, Attribut
 class TextEncoder(nn.Module):
     """input_ids (batch, tokens) → last_hidden_state (batch, tokens, dim)."""
 
-    def __init__(self, net: nn.Module) -> None:
+    def __init__(self, net: Any) -> None:
         super().__init__()
         self.net = net
 
@@ -38,7 +40,7 @@ class TextEncoder(nn.Module):
 class UNet(nn.Module):
     """sample (batch, 4, h, w), timestep (batch,), encoder_hidden_states (batch, tokens, dim) → out_sample (batch, 4, h, w)."""
 
-    def __init__(self, net: nn.Module) -> None:
+    def __init__(self, net: Any) -> None:
         super().__init__()
         self.net = net
 
@@ -50,7 +52,7 @@ class UNet(nn.Module):
 class VaeDecoder(nn.Module):
     """latent_sample (batch, 4, h, w), already divided by the scaling factor → sample (batch, 3, H, W) in about [-1, 1]."""
 
-    def __init__(self, net: nn.Module) -> None:
+    def __init__(self, net: Any) -> None:
         super().__init__()
         self.net = net
 
@@ -62,7 +64,7 @@ class VaeDecoder(nn.Module):
 class VaeEncoder(nn.Module):
     """sample (batch, 3, H, W) in [-1, 1] → latent_mean (batch, 4, h, w): the posterior's mean, not yet scaled."""
 
-    def __init__(self, net: nn.Module) -> None:
+    def __init__(self, net: Any) -> None:
         super().__init__()
         self.net = net
 
@@ -74,7 +76,7 @@ class VaeEncoder(nn.Module):
 class ClipImage(nn.Module):
     """pixel_values (batch, 3, S, S), normalised → image_embeds (batch, dim), of length 1."""
 
-    def __init__(self, net: nn.Module) -> None:
+    def __init__(self, net: Any) -> None:
         super().__init__()
         self.net = net
 
@@ -86,7 +88,7 @@ class ClipImage(nn.Module):
 class ClipText(nn.Module):
     """input_ids (batch, context_length) → text_embeds (batch, dim), of length 1."""
 
-    def __init__(self, net: nn.Module) -> None:
+    def __init__(self, net: Any) -> None:
         super().__init__()
         self.net = net
 
@@ -119,7 +121,8 @@ def load_part(part: Part) -> nn.Module:
 
 
 def _load_text_encoder(part: Part) -> nn.Module:
-    net, info = transformers.CLIPTextModel.from_pretrained(
+    kind: Any = transformers.CLIPTextModel
+    net, info = kind.from_pretrained(
         part.folder,
         dtype=torch.float32,
         use_safetensors=True,
@@ -133,7 +136,7 @@ def _load_text_encoder(part: Part) -> nn.Module:
 
 
 def _load_diffusers(part: Part) -> nn.Module:
-    kind = getattr(diffusers, {"unet": "UNet2DConditionModel", "vae": "AutoencoderKL"}[part.name])
+    kind: Any = getattr(diffusers, {"unet": "UNet2DConditionModel", "vae": "AutoencoderKL"}[part.name])
     net, info = kind.from_pretrained(
         part.folder,
         torch_dtype=torch.float32,
@@ -149,7 +152,7 @@ def _load_diffusers(part: Part) -> nn.Module:
 def _load_clip(part: Part) -> nn.Module:
     if "hf_model_name" in part.config["model_cfg"]["text_cfg"]:
         raise CheckpointError("clip/open_clip_config.json has a text tower from the hub", "use an open_clip model with its own text tower")
-    return open_clip.create_model(f"local-dir:{part.folder}", precision="fp32", device="cpu")
+    return _module(open_clip.create_model(f"local-dir:{part.folder}", precision="fp32", device="cpu"))
 
 
 _LOADERS: dict[str, Callable[[Part], nn.Module]] = {
@@ -189,15 +192,15 @@ def _one_line(error: BaseException) -> str:
 @contextmanager
 def quiet() -> Iterator[None]:
     """Holds back the loaders' progress bars and reports, and puts their settings back: a problem is raised, not logged."""
-    before = transformers.logging.get_verbosity(), diffusers.logging.get_verbosity()
-    bars = transformers.logging.is_progress_bar_enabled(), diffusers.logging.is_progress_bar_enabled()
-    for log in (transformers.logging, diffusers.logging):
+    logs: list[Any] = [transformers_logging, diffusers_logging]
+    before = [(log.get_verbosity(), log.is_progress_bar_enabled()) for log in logs]
+    for log in logs:
         log.set_verbosity_error()
         log.disable_progress_bar()
     try:
         yield
     finally:
-        for log, level, bar in zip((transformers.logging, diffusers.logging), before, bars, strict=True):
+        for log, (level, bar) in zip(logs, before, strict=True):
             log.set_verbosity(level)
             if bar:
                 log.enable_progress_bar()

@@ -81,7 +81,7 @@ def write_file(target: Path, data: bytes) -> None:
 
 
 def publish(stage: Path, out: Path) -> None:
-    """Renames the finished folder into place. A bundle that was there is set aside first and removed last, so one of the two is always whole."""
+    """Renames the finished folder into place. A bundle that was there is set aside first and removed last: one is always whole."""
     for folder in (stage, *(path for path in stage.rglob("*") if path.is_dir())):
         sync_folder(folder)
     aside = _beside(out, "replaced")
@@ -94,7 +94,7 @@ def publish(stage: Path, out: Path) -> None:
 
 
 def publish_files(stage: Path, out: Path, names: Iterable[str]) -> None:
-    """Moves the named files (POSIX paths) from the stage over those of `out`, each atomically, in the order given, and leaves the rest of the stage."""
+    """Moves the named files (POSIX paths) from the stage over those of `out`, each atomically, in the order given; leaves the rest."""
     for name in names:
         target = out / name
         target.parent.mkdir(parents=True, exist_ok=True)

@@ -7,7 +7,6 @@ key reads. The issuer number (14 bits) goes into every mark beside the content i
 from __future__ import annotations
 
 import hashlib
-import hmac
 import json
 import secrets
 from dataclasses import dataclass, field
@@ -21,6 +20,7 @@ from platemark.errors import InputError, ProvenanceUnavailable
 from platemark.imaging import read_bytes
 from platemark.provenance.files import write_atomically
 from platemark.provenance.home import locked, read_state, write_secret
+from platemark.provenance.watermark.key import WatermarkKey
 
 ISSUER_BITS = 14
 _FORMAT = "platemark-watermark-keys"
@@ -39,9 +39,9 @@ class HeldKey:
     development: bool
     created: str
 
-    def derive(self, purpose: str) -> bytes:
-        """A 32-byte key for another use, which says nothing about `secret` (HMAC-SHA256 as a PRF)."""
-        return hmac.digest(self.secret, f"platemark {purpose}".encode(), "sha256")
+    @property
+    def watermark(self) -> WatermarkKey:
+        return WatermarkKey(self.key_id, self.secret)
 
     def public(self) -> dict[str, str | int | bool]:
         """What may be shown: no secret."""
@@ -90,7 +90,7 @@ def new_key(*, development: bool) -> HeldKey:
     """A fresh marking key with a random issuer number."""
     secret = secrets.token_bytes(32)
     created = datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
-    return HeldKey(_key_id(secret), secret, secrets.randbelow(2**ISSUER_BITS), "mark", development, created)
+    return HeldKey(WatermarkKey.from_secret(secret).key_id, secret, secrets.randbelow(2**ISSUER_BITS), "mark", development, created)
 
 
 def held_keys(home: Path) -> tuple[HeldKey, ...]:
@@ -141,17 +141,13 @@ def import_keys(path: str | Path, home: Path, *, passphrase: str | None = None) 
     except ValidationError as error:
         raise InputError(f"{str(path)!r} is not an export of watermark keys", "make one with `platemark keys export`") from error
     keys = [_held(entry.model_copy(update={"purpose": "read"})) for entry in entries]
-    if any(key.key_id != _key_id(key.secret) for key in keys):
+    if any(key.key_id != WatermarkKey.from_secret(key.secret).key_id for key in keys):
         raise InputError(f"{str(path)!r} is damaged: a key does not match its id", "export the keys again")
     return add_keys(home, keys)
 
 
 def _path(home: Path) -> Path:
     return home / "keys" / "watermark.json"
-
-
-def _key_id(secret: bytes) -> str:
-    return hmac.digest(secret, b"platemark watermark key id", "sha256")[:8].hex()
 
 
 def _held(entry: _Entry) -> HeldKey:

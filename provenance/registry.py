@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import os
 import secrets
+import sqlite3
 import threading
+import weakref
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -29,7 +31,7 @@ if TYPE_CHECKING:
 FILE = "registry.sqlite"
 HEAD = "0001"
 BLOCK = 64
-CONTENT_ID_BITS = 40
+CONTENT_ID_BITS = 42
 _BUSY_SECONDS = 30.0
 _REMEDY = "make it readable and writable, free some disk space, or restore it from a backup"
 
@@ -83,8 +85,8 @@ class Registry:
         self.close()
 
     def close(self) -> None:
-        if self._engine is not None and self._process == os.getpid():
-            self._engine.dispose()
+        if self._engine is not None:
+            _dispose(self._engine, self._process)
         self._engine = None
 
     def lease(self, issuer: int) -> int:
@@ -202,6 +204,7 @@ class Registry:
         self._check_process()
         if self._engine is None:
             self._engine = _connect(self.path)
+            weakref.finalize(self, _dispose, self._engine, os.getpid())
         try:
             with self._engine.execution_options(begin="IMMEDIATE" if write else "DEFERRED").begin() as connection:
                 yield connection
@@ -218,12 +221,21 @@ class Registry:
         config = Config()
         config.set_main_option("script_location", str(Path(__file__).parent / "migrations").replace("%", "%%"))
         try:
+            with closing(sqlite3.connect(self.path, timeout=_BUSY_SECONDS)) as raw:
+                raw.execute("PRAGMA journal_mode=WAL")  # stays with the file; cannot be set inside a transaction
             with self._begin(write=True) as connection:
                 config.attributes["connection"] = connection
                 command.upgrade(config, "head")
         except CommandError as error:
             remedy = "upgrade Platemark, or set PLATEMARK_HOME to another folder"
             raise ProvenanceUnavailable(f"the registry {str(self.path)!r} was made by a newer Platemark", remedy) from error
+        except sqlite3.Error as error:
+            raise ProvenanceUnavailable(f"the registry {str(self.path)!r} failed: {error}", _REMEDY) from error
+
+
+def _dispose(engine: Engine, process: int) -> None:
+    if process == os.getpid():  # a forked child must not close what is its parent's
+        engine.dispose()
 
 
 def _connect(path: Path) -> Engine:
@@ -233,8 +245,7 @@ def _connect(path: Path) -> Engine:
 
     def prepare(connection: Any, _record: Any) -> None:
         connection.isolation_level = None  # transactions begin where we say so, below
-        for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
-            connection.execute(f"PRAGMA {pragma}")
+        connection.execute("PRAGMA synchronous=FULL")
 
     def begin(connection: Connection) -> None:
         connection.exec_driver_sql(f"BEGIN {connection.get_execution_options().get('begin', 'DEFERRED')}")

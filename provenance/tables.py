@@ -1,4 +1,4 @@
-"""The registry's tables as SQLAlchemy sees them; migrations make them, and a test holds the two equal. Imported at the registry's first use."""
+"""The registry's tables as SQLAlchemy sees them; migrations make them, a test holds the two equal. Imported at first use."""
 
 from __future__ import annotations
 

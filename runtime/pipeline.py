@@ -101,7 +101,7 @@ class Pipeline:
 
     def warm_up(self) -> None:
         """Compiles the engines and runs each once at the native size, so that the first request is as fast as the next."""
-        self._compile_all()
+        self.compile()
         manifest = self.bundle.manifest
         hidden = self._hidden(np.zeros((2, manifest.max_tokens), dtype=np.int64))
         latents = np.zeros((1, *self._latent_shape()), dtype=np.float32)
@@ -124,7 +124,7 @@ class Pipeline:
         start = self._noise(seeds) if latents is None else self._checked(latents, request.n)
         scheduler = make_scheduler(request.scheduler, self._scheduler_config)
         scheduler.plan(request.num_inference_steps)  # refuses impossible steps before any work
-        self._compile_all()
+        self.compile()
         with _timed(timings, "text_encoder"):
             ids, truncated = self._tokens(request)
             hidden = self._hidden(ids)
@@ -150,8 +150,11 @@ class Pipeline:
             request=request,
         )
 
-    def _compile_all(self) -> None:
-        """In parallel, where any is missing: the engine libraries let go of the interpreter while they compile."""
+    def compile(self) -> None:
+        """Compiles what `generate` needs and is not compiled yet, in parallel: engine libraries let go of the interpreter meanwhile.
+
+        Raises `EngineError`.
+        """
         if all(name in self.engines for name in COMPONENTS):
             return
         with ThreadPoolExecutor(len(COMPONENTS)) as pool:

@@ -108,7 +108,7 @@ def main() -> None:
     rows = [
         "| measure | reached | wanted |",
         "|---|---|---|",
-        f"| generated pictures ({len(index)} names, {args.steps} steps, guidance {guidance:g}), top-1 of {len(names)} | {top1:.1%} | 75 % |",
+        f"| generated ({len(index)} names, {args.steps} steps, guidance {guidance:g}), top-1 of {len(names)} | {top1:.1%} | 75 % |",
         f"| generated pictures, top-5 | {top5:.1%} | 90 % |",
         f"| ceiling: the autoencoder's reconstructions, top-1 / top-5 | {ceiling1:.1%} / {ceiling5:.1%} | - |",
         f"| autoencoder PSNR, mean over pictures / pooled | {mean:.2f} / {pooled:.2f} dB | 25 dB |",

@@ -53,10 +53,11 @@ SCHEDULER = {
     "timestep_spacing": "trailing",
     "clip_sample": False,
     "set_alpha_to_one": True,
-    "steps_offset": 0,
+    "steps_offset": 1,
 }
 CAPTIONS_EACH = 24
 UNCONDITIONAL_SHARE = 0.08
+LOOK_MINUTES = 15
 
 
 def text_encoder(out: Path) -> CLIPTextModel:
@@ -113,11 +114,17 @@ def caption_bank(out: Path, glyphs: list[Glyph], raw: np.ndarray, rng: np.random
         ids = tokenizer(texts, padding="max_length", truncation=True, max_length=MAX_TOKENS, return_tensors="pt")["input_ids"]
         return model(ids).last_hidden_state
 
+    kept = out / "captions.pt"  # minutes of work on a slow machine; as old as the tower it was made with
+    if kept.is_file() and kept.stat().st_mtime > (out / "clip.pt").stat().st_mtime:
+        saved = torch.load(kept, weights_only=True)
+        return saved["bank"], saved["empty"]
     rows = []
     for glyph, image in zip(glyphs, raw, strict=True):
         colour = main_colour(image)
         rows.append(states([glyph.name, *(caption(glyph, colour, rng) for _ in range(CAPTIONS_EACH - 1))]).to(torch.bfloat16))
-    return torch.stack(rows), states([""])[0]
+    bank, empty = torch.stack(rows), states([""])[0]
+    torch.save({"bank": bank, "empty": empty}, kept)
+    return bank, empty
 
 
 def alphas_cumprod() -> Tensor:
@@ -155,7 +162,7 @@ def train(out: Path, minutes: float, cool: float, batch_size: int, resume: bool,
     bank, empty = caption_bank(out, glyphs, raw, np.random.default_rng(seed))
     unet = UNet2DConditionModel(**CONFIG).to(memory_format=torch.channels_last)
     optimizers = Optimizers(unet, muon_lr=0.02, adam_lr=1e-3, skip=("conv_in", "conv_out"))
-    average, steps, best = Average(unet, 0.999), 0, 0.0
+    average, steps = Average(unet, 0.999), 0
     if resume:
         saved = torch.load(out / "unet.pt", weights_only=True)
         unet.load_state_dict(saved["model"])
@@ -188,21 +195,19 @@ def train(out: Path, minutes: float, cool: float, batch_size: int, resume: bool,
             rate = 50 * batch_size / (time.monotonic() - last)
             print(f"{steps:6d} {clock.fraction:.3f} loss {np.mean(losses[-50:]):.4f} {rate:.1f} img/s", flush=True)
             last = time.monotonic()
-        if clock.fraction * minutes > 10 * (looks + 1) or clock.fraction >= 1:
+        if steps % 200 == 0 or clock.fraction >= 1:
+            _save(out, unet, average, optimizers, steps, scale)
+        if clock.fraction * minutes > LOOK_MINUTES * (looks + 1) or clock.fraction >= 1:
             looks += 1
             shadow.load_state_dict(average.values)
-            best = top1(shadow, codec, bank, empty, scale, raw, 8)
-            print(f"{steps:6d} quick top-1 {best:.3f}", flush=True)
-            state = {
-                "model": unet.state_dict(),
-                "average": average.values,
-                "optimizers": optimizers.state_dict(),
-                "steps": steps,
-                "scale": scale,
-            }
-            torch.save(state, out / "unet.tmp")
-            (out / "unet.tmp").replace(out / "unet.pt")
+            print(f"{steps:6d} quick top-1 {top1(shadow, codec, bank, empty, scale, raw, 8):.3f}", flush=True)
             last = time.monotonic()
+
+
+def _save(out: Path, unet: UNet2DConditionModel, average: Average, optimizers: Optimizers, steps: int, scale: float) -> None:
+    state = {"model": unet.state_dict(), "average": average.values, "optimizers": optimizers.state_dict(), "steps": steps, "scale": scale}
+    torch.save(state, out / "unet.tmp")
+    (out / "unet.tmp").replace(out / "unet.pt")
 
 
 def assemble(out: Path, target: Path) -> None:

@@ -1,16 +1,15 @@
-"""Where the mark lies: a tile of keyed sinusoids, repeated over the picture, in coordinates that a resize does not change.
+"""Where the mark lies: which layout a picture gets, and the keyed carriers of the layout `full`.
 
-A layout fixes the tile's period and the frequency band; the key fixes each carrier's phase, which carriers are pilots (known signs, to
-find the mark by) and which coded symbol each of the others carries. `full` counts lengths in canonical pixels, of which the square root
-of a picture's area holds 512 whatever its real size; `pixel` counts them in the picture's own.
-Knows nothing of pixels' values.
+`full` is a tile of keyed sinusoids, repeated over the picture, in canonical pixels, of which the square root of a picture's area holds 512
+whatever its real size: a resize does not move it. The key fixes each carrier's phase, which carriers are pilots (known signs, to find the
+mark by) and which coded symbol each of the others carries. `pixel`, for small pictures, is in `dither`. Knows nothing of pixels' values.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,40 +19,24 @@ from platemark.provenance.watermark.key import WatermarkKey
 from platemark.provenance.watermark.payload import SEALED_BITS
 
 LayoutName = Literal["full", "pixel"]
-CANONICAL_SIDE = 512
 FULL_MIN_SIDE, PIXEL_MIN_SIDE = 256, 64
-PILOT_SHARE = 0.22
-SYMBOLS = SEALED_BITS * RATE  # 528
+CANONICAL_SIDE = 512
+PERIOD = 128  # canonical pixels a tile
+LOW, HIGH = 0.05, 0.27  # cycles per canonical pixel
+REACH = math.floor(HIGH * PERIOD)  # the highest lattice index on an axis
 NYQUIST_MARGIN = 0.42  # cycles per real pixel above which a carrier is neither written nor read
+SYMBOLS = SEALED_BITS * RATE  # 528
+_PILOT_SHARE = 0.22
 
 
-@dataclass(frozen=True)
-class Layout:
-    """`period` of the tile in layout pixels; band from `low` to `high` cycles per layout pixel; `canonical`: lengths follow the area."""
-
-    name: LayoutName
-    period: int
-    low: float
-    high: float
-    canonical: bool
-
-    @property
-    def reach(self) -> int:
-        """The highest lattice index on an axis."""
-        return math.floor(self.high * self.period)
-
-    def pixel_period(self, height: int, width: int) -> float:
-        """The tile's period in real pixels, in a picture of this size that was marked at this size."""
-        return self.period * (math.sqrt(height * width) / CANONICAL_SIDE if self.canonical else 1.0)
-
-
-FULL = Layout("full", 128, 0.05, 0.27, canonical=True)
-PIXEL = Layout("pixel", 64, 0.04, 0.36, canonical=False)
-
-
-def layout_for(height: int, width: int) -> Layout:
+def layout_for(height: int, width: int) -> LayoutName:
     """The layout that a picture of this size is marked with."""
-    return FULL if min(height, width) >= FULL_MIN_SIDE else PIXEL
+    return "full" if min(height, width) >= FULL_MIN_SIDE else "pixel"
+
+
+def pixel_period(height: int, width: int) -> float:
+    """The tile's period in real pixels, in a picture of this size that was marked at this size."""
+    return PERIOD * math.sqrt(height * width) / CANONICAL_SIDE
 
 
 @dataclass(frozen=True)
@@ -63,7 +46,6 @@ class Carriers:
     `ky`, `kx`: cycles per tile; `phase`: unit complex, secret; `symbol`: for each of `data`, the coded symbol (0..527) that it carries.
     """
 
-    layout: Layout
     ky: NDArray[np.intp]
     kx: NDArray[np.intp]
     phase: NDArray[np.complex64]
@@ -72,20 +54,30 @@ class Carriers:
     symbol: NDArray[np.intp]
 
 
-def carriers(key: WatermarkKey, layout: Layout) -> Carriers:
-    """Derives the carriers of a layout from the key (about a millisecond)."""
-    reach = layout.reach
-    ky, kx = np.meshgrid(np.arange(-reach, reach + 1), np.arange(reach + 1), indexing="ij")
-    radius = np.hypot(ky, kx) / layout.period
-    chosen = (radius >= layout.low) & (radius <= layout.high) & ((kx > 0) | (ky > 0))
+def carriers(key: WatermarkKey) -> Carriers:
+    """Derives the carriers from the key (well under a millisecond)."""
+    ky, kx = np.meshgrid(np.arange(-REACH, REACH + 1), np.arange(REACH + 1), indexing="ij")
+    radius = np.hypot(ky, kx) / PERIOD
+    chosen = (radius >= LOW) & (radius <= HIGH) & ((kx > 0) | (ky > 0))
     ky, kx = ky[chosen], kx[chosen]
-    phase = np.exp(2j * np.pi * key.uniform(f"{layout.name}/phase", ky.size)).astype(np.complex64)
-    order = key.permutation(f"{layout.name}/order", ky.size)
-    split = round(PILOT_SHARE * ky.size)
+    phase = np.exp(2j * np.pi * key.uniform("full/phase", ky.size)).astype(np.complex64)
+    order = key.permutation("full/order", ky.size)
+    split = round(_PILOT_SHARE * ky.size)
     data = order[split:]
-    return Carriers(layout, ky, kx, phase, np.sort(order[:split]), data, np.arange(data.size) % SYMBOLS)
+    return Carriers(ky, kx, phase, np.sort(order[:split]), data, np.arange(data.size) % SYMBOLS)
 
 
-def within_nyquist(layout: Layout, period: float, ky: NDArray[np.intp], kx: NDArray[np.intp]) -> NDArray[np.bool_]:
-    """Which lattice points a picture can hold in which the tile is `period` real pixels long."""
-    return np.asarray(np.hypot(ky, kx) / period <= NYQUIST_MARGIN)
+def aligned(grid: NDArray[np.complex64], tile: Carriers, shift: tuple[float, float]) -> NDArray[np.complex64]:
+    """Values of the carriers (n,), with phase and tile shift (rows, columns; canonical pixels) taken out: real where all is right."""
+    return np.asarray(grid[tile.ky + REACH, tile.kx + REACH] * (tile.phase * turns(tile, shift)).conj())
+
+
+def turns(tile: Carriers, shift: tuple[float, float]) -> NDArray[np.complex64]:
+    """What moving the tile by `shift` does to each carrier: unit complex (n,)."""
+    return np.exp((-2j * np.pi / PERIOD) * (tile.ky * shift[0] + tile.kx * shift[1])).astype(np.complex64)
+
+
+def strength_of(values: NDArray[np.floating[Any]], power: NDArray[np.floating[Any]]) -> float:
+    """Sum of in-phase parts over their spread under random phases: N(0, 1) where there is no mark, 0 where there is nothing at all."""
+    spread = math.sqrt(float(power.sum()) / 2)
+    return float(values.sum()) / spread if spread > 0 else 0.0

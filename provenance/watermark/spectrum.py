@@ -14,16 +14,16 @@ import numpy as np
 import PIL.Image
 from numpy.typing import NDArray
 
-from platemark.provenance.watermark.layout import CANONICAL_SIDE, Layout, within_nyquist
+from platemark.provenance.watermark.layout import CANONICAL_SIDE, HIGH, LOW, NYQUIST_MARGIN, PERIOD, REACH
 
 Float = NDArray[np.float32]
 LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)  # ITU-R BT.601, as in JPEG
 WORKING_SIDE = 1024  # square root of the area that larger pictures are averaged down to for reading
-_MEAN_WINDOW, _VARIANCE_WINDOW = 15 / CANONICAL_SIDE, 9 / CANONICAL_SIDE  # of the square root of the area
-_FLOOR = 1.0  # levels: residuals below this are rounding and compression
-_WEIGHT_POWER = 0.7  # of the variance
+_MEAN_WINDOW, _VARIANCE_WINDOW = 11 / CANONICAL_SIDE, 7 / CANONICAL_SIDE  # of the square root of the area
+_FLOOR = 2.0  # levels: residuals below this are rounding and compression
+_WEIGHT_POWER = 0.65  # of the variance
 _LEVEL_RADIUS = 4  # lattice points over which frequencies are levelled
-_LIMIT = 2.5  # times the local RMS: where a coefficient is cut
+_LIMIT = 1.5  # times the local RMS: where a coefficient is cut
 
 
 @dataclass(frozen=True)
@@ -59,14 +59,25 @@ def shrink(plane: Float, side: int = WORKING_SIDE) -> Float:
 
 def box_mean(plane: Float, window: int) -> Float:
     """Mean over `window` × `window` (odd), edges mirrored."""
-    return _run_mean(_run_mean(plane, window).T, window).T
+    half = min(window // 2, min(plane.shape) - 1)
+    window = 2 * half + 1
+    padded = np.pad(plane, half, mode="symmetric")
+    rows = _run_sum(padded, window)
+    return _run_sum(rows.T, window).T * np.float32(1 / window**2)
 
 
-def _run_mean(plane: Float, window: int) -> Float:
-    half = min(window // 2, len(plane) - 1)
-    padded = np.pad(plane, ((half + 1, half), (0, 0)), mode="symmetric")
-    total = np.cumsum(padded, axis=0, dtype=np.float64)
-    return ((total[2 * half + 1 :] - total[: -2 * half - 1]) / (2 * half + 1)).astype(np.float32)
+def _run_sum(plane: Float, window: int) -> Float:
+    """Sums of `window` rows from each row on, put together from sums over powers of two: no drift, unlike running sums."""
+    count = len(plane) - window + 1
+    total, start, span, sums = np.zeros_like(plane[:count]), 0, 1, plane
+    while True:
+        if window & span:
+            total += sums[start : start + count]
+            start += span
+        if 2 * span > window:
+            return total
+        sums = sums[:-span] + sums[span:]
+        span *= 2
 
 
 def odd(length: float) -> int:
@@ -74,53 +85,54 @@ def odd(length: float) -> int:
     return max(3, 2 * round((length - 1) / 2) + 1)
 
 
-def prepare(plane: Float, layout: Layout) -> tuple[Field, Float]:
-    """Luma at picture size → the field to read carriers from, and the weights by which a change of the luma enters it."""
+def prepare(plane: Float) -> Field:
+    """Luma at picture size, float32 (H, W) → the field to read carriers from."""
     work = shrink(plane)
-    side = math.sqrt(work.size) if layout.canonical else CANONICAL_SIDE
+    side = math.sqrt(work.size)
     residual = work - box_mean(work, odd(_MEAN_WINDOW * side))
     variance = box_mean(residual * residual, odd(_VARIANCE_WINDOW * side))
     weight = (variance + _FLOOR**2) ** -_WEIGHT_POWER
-    return Field(residual * weight, *plane.shape), weight
+    return Field(residual * weight, *plane.shape)
 
 
-def coefficients(field: Field, layout: Layout, period: float) -> NDArray[np.complex64]:
+def coefficients(field: Field, period: float) -> NDArray[np.complex64]:
     """Levelled lattice coefficients (2r+1, 2r+1), indexed [ky + r, kx + r], for a tile of `period` picture pixels.
 
     A separable discrete Fourier transform at exactly these frequencies, so that any real period will do; coordinates are pixel centres.
     """
-    rows, columns = (_waves(n, p, layout.reach) for n, p in zip(field.values.shape, field.periods(period), strict=True))
-    products = (rows.T @ (field.values @ columns)).reshape(2, layout.reach + 1, 2, layout.reach + 1)
+    periods, side = field.periods(period), REACH + 1
+    rows, columns = (_waves(n, p) for n, p in zip(field.values.shape, periods, strict=True))
+    products = (rows.T @ (field.values @ columns)).reshape(2, side, 2, side)
     (cos_cos, cos_sin), (sin_cos, sin_sin) = products[0].swapaxes(0, 1), products[1].swapaxes(0, 1)
-    down = (cos_cos - sin_sin) - 1j * (sin_cos + cos_sin)
-    up = (cos_cos + sin_sin) + 1j * (sin_cos - cos_sin)
+    down = (cos_cos - sin_sin) - 1j * (sin_cos + cos_sin)  # ky = 0..r
+    up = (cos_cos + sin_sin) + 1j * (sin_cos - cos_sin)  # ky = 0..-r
     half = np.concatenate([up[:0:-1], down])
     grid = np.concatenate([half[::-1, :0:-1].conj(), half], axis=1)
-    return _level(grid, layout, period)
+    return _level(grid, band(min(periods)))
 
 
-def _waves(n: int, period: float, reach: int) -> Float:
+def band(period: float) -> NDArray[np.bool_]:
+    """(2r+1, 2r+1), r = `REACH`: the lattice points in the band that pixels can hold where the tile is `period` of them long."""
+    axis = np.arange(-REACH, REACH + 1)
+    cycles = np.hypot(axis[:, None], axis)
+    inside = (cycles >= LOW * PERIOD) & (cycles <= HIGH * PERIOD)
+    return np.asarray(inside & (cycles <= NYQUIST_MARGIN * period))
+
+
+def _waves(n: int, period: float) -> Float:
     """(n, 2r+2): cosines, then sines, of 0 to r cycles a period, at pixel centres."""
-    angle = (2 * np.pi / period) * np.outer(np.arange(n) + 0.5, np.arange(reach + 1))
+    angle = (2 * np.pi / period) * np.outer(np.arange(n) + 0.5, np.arange(REACH + 1))
     return np.concatenate([np.cos(angle), np.sin(angle)], axis=1).astype(np.float32)
 
 
-def _level(grid: NDArray[np.complex64], layout: Layout, period: float) -> NDArray[np.complex64]:
+def _level(grid: NDArray[np.complex64], inside: NDArray[np.bool_]) -> NDArray[np.complex64]:
     """Divides by the local RMS over neighbouring frequencies and cuts what sticks out; zero outside the band."""
-    band = _band(layout, period)
-    power = np.where(band, grid.real**2 + grid.imag**2, 0).astype(np.float32)
+    power = np.where(inside, grid.real**2 + grid.imag**2, 0).astype(np.float32)
     window = 2 * _LEVEL_RADIUS + 1
-    share = np.maximum(_around(band.astype(np.float32), window), 1e-6)
+    share = np.maximum(_around(inside.astype(np.float32), window), 1e-6)
     scale = np.sqrt(_around(power, window) / share) + 1e-9
-    size = np.sqrt(power) / scale
-    return np.asarray(np.where(band, grid / scale * np.minimum(1, _LIMIT / np.maximum(size, 1e-9)), 0), dtype=np.complex64)
-
-
-def _band(layout: Layout, period: float) -> NDArray[np.bool_]:
-    axis = np.arange(-layout.reach, layout.reach + 1)
-    ky, kx = np.meshgrid(axis, axis, indexing="ij")
-    radius = np.hypot(ky, kx) / layout.period
-    return np.asarray((radius >= layout.low) & (radius <= layout.high) & within_nyquist(layout, period, ky, kx))
+    cut = np.minimum(1, _LIMIT * scale / np.sqrt(power + 1e-12))
+    return np.asarray(np.where(inside, grid / scale * cut, 0), dtype=np.complex64)
 
 
 def _around(plane: Float, window: int) -> Float:
@@ -130,17 +142,8 @@ def _around(plane: Float, window: int) -> Float:
     return box_mean(np.pad(plane, half), window)[inner]
 
 
-def synthesise(amplitude: NDArray[np.complex64], ky: NDArray[np.intp], kx: NDArray[np.intp], layout: Layout) -> NDArray[np.complex64]:
-    """Places half-plane amplitudes (n,) on the lattice: (2r+1, r+1), indexed [ky + r, kx]."""
-    grid = np.zeros((2 * layout.reach + 1, layout.reach + 1), dtype=np.complex64)
-    grid[ky + layout.reach, kx] = amplitude
-    return grid
-
-
-def wave(grid: NDArray[np.complex64], height: int, width: int, period: float, rows: slice) -> Float:
-    """The real wave Σ Re(c·exp(2πi k·x/period)) in some rows of a picture of this size, float32."""
-    reach = grid.shape[1] - 1
-    along = np.exp((2j * np.pi / period) * np.outer(np.arange(height)[rows] + 0.5, np.arange(-reach, reach + 1))).astype(np.complex64)
-    across = _waves(width, period, reach)
+def wave(grid: NDArray[np.complex64], height: int, width: int, period: float) -> Float:
+    """The real wave Σ Re(c·exp(2πi k·x/period)), float32 (height, width). `grid`: (2r+1, r+1), indexed [ky + r, kx]."""
+    along = np.exp((2j * np.pi / period) * np.outer(np.arange(height) + 0.5, np.arange(-REACH, REACH + 1))).astype(np.complex64)
     lines = along @ grid
-    return np.concatenate([lines.real, -lines.imag], axis=1) @ across.T
+    return np.asarray(np.concatenate([lines.real, -lines.imag], axis=1) @ _waves(width, period).T)

@@ -30,6 +30,16 @@ MAX_BYTES = 512 * 2**20
 MAX_TEXT = 64 * 1024  # characters kept of one text chunk
 _READABLE = ("PNG", "JPEG", "WEBP", "AVIF", "TIFF", "GIF")
 _SUBTYPES = {"MPO": "JPEG"}  # a JPEG with further frames behind it
+_SIGNATURES = {
+    b"\x89PNG\r\n\x1a\n": "png",
+    b"\xff\xd8\xff": "jpeg",
+    b"GIF87a": "gif",
+    b"GIF89a": "gif",
+    b"II*\0": "tiff",
+    b"MM\0*": "tiff",
+    b"II+\0": "tiff",
+    b"MM\0+": "tiff",
+}
 _USER_COMMENT, _EXIF_IFD = 0x9286, 0x8769
 _REFUSED = "use a PNG, JPEG, WebP, AVIF, TIFF or GIF picture"
 _DAMAGED = "get an undamaged copy"
@@ -40,6 +50,10 @@ _CLASHES = (
 )  # fmt: skip
 
 _opening = threading.Lock()
+
+
+class DamagedImageError(ImageError):
+    """A picture of a known format, by its first bytes, that is damaged or cut short."""
 
 
 @dataclass(frozen=True)
@@ -88,8 +102,20 @@ def read_bytes(source: bytes | str | Path, *, max_bytes: int = MAX_BYTES) -> byt
     return data
 
 
+def sniff(data: bytes) -> str | None:
+    """The format that the first bytes announce (`png`, `jpeg`, `webp`, `avif`, `tiff`, `gif`), or None. Says nothing of the rest."""
+    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
+        return "webp"
+    if data[4:8] == b"ftyp" and data[8:12] in (b"avif", b"avis"):
+        return "avif"
+    return next((name for start, name in _SIGNATURES.items() if data.startswith(start)), None)
+
+
 def probe(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Header:
-    """Reads the header only. Raises `ImageError`: not a picture of a known format, no pixels, or more than `max_pixels`."""
+    """Reads the header only.
+
+    Raises `ImageError` (not a picture of a known format, more than `max_pixels`) or its subclass `DamagedImageError`.
+    """
     with _open(data, max_pixels) as image:
         return _header(image)
 
@@ -99,7 +125,8 @@ def decode(source: bytes | str | Path, *, max_pixels: int = MAX_PIXELS) -> Decod
 
     16-bit samples keep their high byte; floats in [0, 1] are scaled to 255; palettes, gray, CMYK, LAB are converted to RGB; alpha is laid
     on white; EXIF rotation is applied; of an animation the first frame counts.
-    Raises `ImageError` (not a picture, damaged, truncated, over `max_pixels`) or `InputError` (unreadable path).
+    Raises `ImageError` (not a picture, over `max_pixels`), its subclass `DamagedImageError` (damaged, truncated) or `InputError`
+    (unreadable path).
     """
     data = read_bytes(source)
     with _open(data, max_pixels) as image:
@@ -108,10 +135,10 @@ def decode(source: bytes | str | Path, *, max_pixels: int = MAX_PIXELS) -> Decod
             image.load()
             array = _rgb(ImageOps.exif_transpose(image))
             icc, xmp, text = image.info.get("icc_profile"), image.info.get("xmp"), _texts(image)
-        except _CLASHES as error:
-            raise ImageError(f"the {header.format.upper()} picture is damaged or cut short", _DAMAGED) from error
+        except (PIL.Image.DecompressionBombError, *_CLASHES) as error:
+            raise _damaged(header.format) from error
     if array.ndim != 3 or 0 in array.shape:
-        raise ImageError("the picture has no pixels", _DAMAGED)
+        raise _damaged(header.format)
     size = (array.shape[0], array.shape[1])
     return Decoded(array, header.format, header.mode, _bytes(icc), size, _bytes(xmp), text)
 
@@ -182,14 +209,18 @@ def _open(data: bytes, max_pixels: int) -> Image:
             image = PIL.Image.open(io.BytesIO(data), formats=_READABLE)
     except PIL.Image.DecompressionBombError as error:
         raise _too_big(max_pixels) from error
-    except PIL.UnidentifiedImageError as error:
+    except _CLASHES as error:  # PIL.UnidentifiedImageError is an OSError
+        if name := sniff(data):
+            raise _damaged(name) from error
         raise ImageError("the file is not a picture of a known format", _REFUSED) from error
-    except _CLASHES as error:
-        raise ImageError("the picture's header is damaged", _DAMAGED) from error
     if image.width * image.height > max_pixels:
         image.close()
         raise _too_big(max_pixels, image.width, image.height)
     return image
+
+
+def _damaged(name: str) -> DamagedImageError:
+    return DamagedImageError(f"the {name.upper()} picture is damaged or cut short", _DAMAGED)
 
 
 def _too_big(max_pixels: int, width: int = 0, height: int = 0) -> ImageError:

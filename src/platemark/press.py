@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from platemark.errors import PolicyBlocked
+from platemark.imaging import to_pil
 from platemark.models import embedded
 from platemark.provenance.files import write_atomically
 from platemark.provenance.home import home as default_home
@@ -30,6 +32,7 @@ from platemark.safety.policy import Policy, load_policy
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+_NEXT_SEED = 0x9E3779B9
 _NAMES = "names.txt"  # beside the bundle's manifest: what the bundle's CLIP was trained on, one name a line
 Observer = Callable[[str], None]
 
@@ -114,8 +117,8 @@ class Press:
             if decision.action is not Action.REGENERATE or attempt == self.gate.policy.regenerate.max:
                 break
             say("render")
-            # Far from the seeds of the request's other pictures, and the same on every run.
-            request = replace(request, seed=(request.seed + 2**32) % 2**64)
+            # Far from the seeds of the request's other pictures, and the same on every run; the noise knows the low 32 bits only.
+            request = replace(request, seed=(request.seed + _NEXT_SEED) % 2**64)
             picture = self.pipeline.generate(request).images[0]
         delivered = apply_action(picture, decision)
         if delivered is None:
@@ -125,8 +128,6 @@ class Press:
         stamped = self._stamp(request, delivered, decision, file_format, say)
         timings["stamp"] = _since(began)
         say("release")
-        from platemark.imaging import to_pil
-
         return Result(to_pil(stamped.pixels), stamped.data, request.seed, decision, stamped.record, timings)
 
     def _stamp(
@@ -146,7 +147,7 @@ class Press:
             resampled_from=None if native == size else native,
             decision=decision.as_dict(),
         )
-        return self.stamp.apply(picture, facts, content_id, file_format)
+        return self.stamp.apply(picture, facts, content_id, file_format, on_stage=say)
 
 
 def load(
@@ -165,9 +166,12 @@ def load(
     opened = open_bundle(Path(bundle) if bundle is not None else embedded())
     rules = load_policy(policy)
     place = Path(home) if home is not None else default_home()
-    stamp = open_stamp(place, require_watermark=rules.provenance.require_watermark)
     pipeline = Pipeline.load(opened, backend)
-    return Press(pipeline, gate_for(opened, rules, place), stamp)
+    with ThreadPoolExecutor(2) as pool:  # engines compile without the interpreter lock, so the three overlap
+        stamp = pool.submit(open_stamp, place, require_watermark=rules.provenance.require_watermark)
+        gate = pool.submit(gate_for, opened, rules, place)
+        pipeline.compile()
+        return Press(pipeline, gate.result(), stamp.result())
 
 
 def gate_for(bundle: Bundle, policy: Policy, home: Path) -> Gate:

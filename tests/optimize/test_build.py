@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+import contextlib
 import errno
 import json
 import os
@@ -101,7 +102,8 @@ def test_building_in_place_adds_only_what_is_made(checkpoint_copy: Path, bundle_
         "clip/preprocess.json",
     }
     assert after == files(bundle_folder)
-    build(checkpoint_copy, checkpoint_copy)
+    with contextlib.chdir(checkpoint_copy):
+        build(Path(), Path())
     assert files(checkpoint_copy) == after
     assert [path.name for path in checkpoint_copy.parent.iterdir()] == ["tiny"]
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -137,3 +139,8 @@ def test_a_file_is_not_a_checkpoint(tmp_path: Path) -> None:
     path.write_bytes(b"")
     with pytest.raises(CheckpointError, match="not a folder"):
         open_checkpoint(path)
+
+
+def test_neither_opening_nor_importing_the_build_needs_torch() -> None:
+    code = "import sys; import platemark.optimize.build; sys.exit(any(name in sys.modules for name in ('torch', 'onnx', 'onnxruntime')))"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

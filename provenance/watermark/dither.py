@@ -1,0 +1,144 @@
+"""The layout `pixel`, for pictures under 256 px a side: keyed dither modulation of 8×8 cosine coefficients, at the picture's own pixels.
+
+Few pixels leave a spread-spectrum mark too little room against the picture's own content. Here that content is no noise: each chosen
+coefficient of the luma is moved to the nearest point of a keyed lattice, which says +1, or of the same lattice half a step on, which says
+-1 (Chen & Wornell, Quantization Index Modulation, 2001). The blocks are those of JPEG, so JPEG adds only its rounding. The price: a crop or
+a resize moves the blocks and the mark is gone. The lattice offsets come from the key and a salt drawn for each picture.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import math
+import secrets
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from platemark.provenance.watermark import code
+from platemark.provenance.watermark.channel import NEEDED, WANTED_MARGIN, Attempt, after_jpeg, psnr, shifted
+from platemark.provenance.watermark.finding import Finding, Symbols
+from platemark.provenance.watermark.key import WatermarkKey
+from platemark.provenance.watermark.layout import SYMBOLS, strength_of
+from platemark.provenance.watermark.payload import Payload, seal
+from platemark.provenance.watermark.spectrum import Float, luma
+
+STEPS = (9.0, 12.0, 16.0, 21.0)  # lattice steps, in levels of an orthonormal transform
+SALTS = 16
+HYPOTHESES = SALTS * len(STEPS)
+HEADROOMS = (0, 1, 2, 3)
+BLOCK = 8
+_ROUNDS = 4
+_PLACES = ((0, 1), (1, 0), (2, 0), (1, 1), (0, 2), (0, 3), (1, 2), (2, 1), (3, 0))  # (row, column) of a block: lowest frequencies first
+_PILOT_SHARE = 1 / 8
+_PERIOD = 1 << 15  # cells after which the keyed sequences repeat
+
+
+@dataclass(frozen=True)
+class Cells:
+    """The keyed part of a picture's n cells (blocks × places). `pilots` and `data` index them; `symbol`: what each of `data` carries."""
+
+    offset: Float  # (n,), in steps
+    pilots: NDArray[np.intp]
+    data: NDArray[np.intp]
+    symbol: NDArray[np.intp]
+
+
+def cells(key: WatermarkKey, count: int) -> list[Cells]:
+    """The cells of a picture with `count` of them, under each salt."""
+    length, order = min(count, _PERIOD), key.permutation("pixel/order", count)
+    split = round(_PILOT_SHARE * count)
+    symbol = np.arange(count - split) % SYMBOLS
+    offsets = key.uniform("pixel/offset", SALTS * length).astype(np.float32).reshape(SALTS, length)
+    return [Cells(np.resize(offset, count), order[:split], order[split:], symbol) for offset in offsets]
+
+
+def transform(plane: Float) -> Float:
+    """Luma (H, W) → the chosen coefficients (n,) of all whole blocks."""
+    blocks = _blocks(plane)
+    rows = _basis()
+    return np.asarray(np.einsum("nij,kij->nk", blocks, rows, optimize=True), dtype=np.float32).ravel()
+
+
+def inverse(values: Float, shape: tuple[int, int]) -> Float:
+    """Coefficients (n,) → the plane (H, W) that they make; zero where no whole block fits."""
+    height, width = (side // BLOCK * BLOCK for side in shape)
+    blocks = np.einsum("nk,kij->nij", values.reshape(-1, len(_PLACES)), _basis(), optimize=True)
+    plane = np.zeros(shape, dtype=np.float32)
+    plane[:height, :width] = blocks.reshape(height // BLOCK, width // BLOCK, BLOCK, BLOCK).swapaxes(1, 2).reshape(height, width)
+    return plane
+
+
+def _blocks(plane: Float) -> Float:
+    height, width = (side // BLOCK * BLOCK for side in plane.shape)
+    tiles = plane[:height, :width].reshape(height // BLOCK, BLOCK, width // BLOCK, BLOCK)
+    return tiles.swapaxes(1, 2).reshape(-1, BLOCK, BLOCK)
+
+
+@functools.cache
+def _basis() -> Float:
+    """(k, 8, 8): the orthonormal cosines of the chosen places."""
+    angle = np.pi / BLOCK * np.outer(np.arange(BLOCK), np.arange(BLOCK) + 0.5)
+    one = np.cos(angle) * np.where(np.arange(BLOCK) == 0, math.sqrt(1 / BLOCK), math.sqrt(2 / BLOCK))[:, None]
+    return np.stack([np.outer(one[row], one[column]) for row, column in _PLACES]).astype(np.float32)
+
+
+def towards(values: Float, signs: Float, offset: Float, step: float) -> Float:
+    """What must be added to coefficients (n,) for each to say its sign: at most half a step."""
+    off = offset + (1 - signs) / 4 - values / np.float32(step)
+    return (off - np.rint(off)) * np.float32(step)
+
+
+def heard(values: Float, offset: Float, step: float) -> NDArray[np.complex64]:
+    """Unit complex (n,): real 1 on the lattice of +1, -1 on that of -1; of random phase in a picture without the mark."""
+    return np.exp(2j * np.pi * (values / np.float32(step) - offset)).astype(np.complex64)
+
+
+def write(image: NDArray[np.uint8], payload: Payload, key: WatermarkKey, *, min_psnr: float, rng: np.random.Generator | None) -> Attempt | None:
+    """Marks uint8 (H, W, 3): the attempt nearest to the original of those that read with a margin after JPEG; failing that, the one with the
+    largest margin that keeps `min_psnr`; None where none keeps it."""
+    count = transform(luma(image)).size
+    keyed = cells(key, count)[rng.integers(SALTS) if rng is not None else secrets.randbelow(SALTS)]
+    signs = np.ones(count, dtype=np.float32)
+    signs[keyed.data] = code.encode(seal(payload, key))[keyed.symbol]
+    best: Attempt | None = None
+    best_rank = (0.0, 0.0)
+    for step, headroom in itertools.product(STEPS, HEADROOMS):
+        attempt = _attempt(image, keyed, signs, step, headroom)
+        distance = psnr(image, attempt.image)
+        rank = min(attempt.margin, WANTED_MARGIN), distance
+        if distance >= min_psnr and rank > best_rank:
+            best, best_rank = attempt, rank
+    return best
+
+
+def _attempt(image: NDArray[np.uint8], keyed: Cells, signs: Float, step: float, headroom: int) -> Attempt:
+    change = np.zeros(image.shape[:2], dtype=np.float32)
+    marked = shifted(image, change, headroom=headroom)
+    for _ in range(_ROUNDS):  # clipping and rounding undo a part of the change: what they took is asked for again
+        change += inverse(towards(transform(luma(marked)), signs, keyed.offset, step), change.shape)
+        marked = shifted(image, change, headroom=headroom)
+    values = heard(transform(after_jpeg(marked)), keyed.offset, step).real * signs
+    margin = strength_of(values[keyed.data], np.ones(keyed.data.size)) / NEEDED
+    return Attempt(marked, step / math.sqrt(12), headroom, margin)
+
+
+def findings(plane: Float, key: WatermarkKey) -> Iterator[Finding]:
+    """Scores every salt and step for a picture's luma."""
+    values = transform(plane)
+    if values.size < SYMBOLS // 4:
+        return
+    for salt, keyed in enumerate(cells(key, values.size)):
+        for step in STEPS:
+            pilots = heard(values[keyed.pilots], keyed.offset[keyed.pilots], step)
+            score = strength_of(pilots.real, np.ones(pilots.size))
+            # The offsets are uniform, so each term is the cosine of a uniform angle whatever the picture: normal, with lighter tails.
+            p_value = 0.5 * math.erfc(score / math.sqrt(2))
+            yield Finding("pixel", {"step": step, "salt": salt}, score, p_value, functools.partial(_symbols, values, keyed, step))
+
+
+def _symbols(values: Float, keyed: Cells, step: float) -> Symbols:
+    return Symbols(heard(values[keyed.data], keyed.offset[keyed.data], step), keyed.symbol)

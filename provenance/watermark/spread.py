@@ -1,0 +1,124 @@
+"""Writes the layout `full`: as faint as it can be and still be read after JPEG, between two bounds of PSNR.
+
+The strength is found by trying: the marked picture is compressed in memory, read at its known geometry, and marked stronger until the
+reading has a margin; frequencies that the picture or the compression works against get less of the energy.
+White keeps its level: on pure white only the half-waves that darken remain, and that carries more of the mark per PSNR than making room
+for both halves does (for a normal wave of any strength the best room is none; measured, too).
+"""
+
+from __future__ import annotations
+
+import math
+import secrets
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from platemark.provenance.watermark import code, spectrum
+from platemark.provenance.watermark.channel import NEEDED, WANTED_MARGIN, Attempt, after_jpeg, psnr, shifted
+from platemark.provenance.watermark.finding import Symbols, read
+from platemark.provenance.watermark.key import WatermarkKey
+from platemark.provenance.watermark.layout import (
+    NYQUIST_MARGIN, PERIOD, REACH, Carriers, aligned, carriers, pixel_period, strength_of, turns,
+)  # fmt: skip
+from platemark.provenance.watermark.mask import perceptual_mask
+from platemark.provenance.watermark.payload import Payload, seal
+from platemark.provenance.watermark.spectrum import Float
+
+_NEEDED_PILOTS = 7.5  # the statistic at which a whole search finds the tile
+_ATTEMPTS = 4
+_RINGS, _SHAPING, _REINFORCEMENT = 8, 0.6, 0.3
+_SAMPLE = 1 << 17  # pixels from which the strength for a PSNR is estimated
+
+
+@dataclass(frozen=True)
+class _Job:
+    """One picture with everything that stays the same over the attempts. `signs` (n,): ±1 of each carrier, pilots +1."""
+
+    image: NDArray[np.uint8]
+    key: WatermarkKey
+    tile: Carriers
+    signs: Float
+    shift: tuple[float, float]
+    period: float
+    mask: Float
+
+
+def write(
+    image: NDArray[np.uint8], payload: Payload, key: WatermarkKey, *, min_psnr: float, max_psnr: float, rng: np.random.Generator | None
+) -> Attempt:
+    """Marks uint8 (H, W, 3), 256 px a side or more. The caller reads the result back: at `min_psnr` it may still be too faint."""
+    job = _prepare(image, payload, key, rng)
+    gains = np.ones_like(job.signs)
+    pattern = _pattern(job, gains)
+    strength, ceiling = (_strength_at(image, pattern, bound) for bound in (max_psnr, min_psnr))
+    for left in range(_ATTEMPTS - 1, -1, -1):
+        marked = shifted(image, pattern, strength)
+        margin, values = _judge(job, after_jpeg(marked))
+        if margin >= WANTED_MARGIN or not left:
+            break
+        gains = _shaped(job, gains, values)
+        pattern = _pattern(job, gains)
+        ceiling = _strength_at(image, pattern, min_psnr)
+        strength = min(ceiling, strength * min(2.5, max(1.08, 1.05 * WANTED_MARGIN / max(margin, 0.1))))
+    return Attempt(marked, strength, 0, margin)
+
+
+def _prepare(image: NDArray[np.uint8], payload: Payload, key: WatermarkKey, rng: np.random.Generator | None) -> _Job:
+    tile = carriers(key)
+    signs = np.ones(tile.ky.size, dtype=np.float32)
+    signs[tile.data] = code.encode(seal(payload, key))[tile.symbol]
+    shift = _draw(rng) * PERIOD, _draw(rng) * PERIOD
+    return _Job(image, key, tile, signs, shift, pixel_period(*image.shape[:2]), perceptual_mask(spectrum.luma(image)))
+
+
+def _draw(rng: np.random.Generator | None) -> float:
+    return float(rng.random()) if rng is not None else secrets.randbelow(1 << 32) / 2.0**32
+
+
+def _pattern(job: _Job, gains: Float) -> Float:
+    """The change at strength 1, (H, W): the tile, of standard deviation 1, times the mask."""
+    tile = job.tile
+    held = np.hypot(tile.ky, tile.kx) <= NYQUIST_MARGIN * job.period
+    amplitude = np.where(held, job.signs * gains, 0) * tile.phase * turns(tile, job.shift)
+    amplitude *= math.sqrt(2) / np.linalg.norm(amplitude)
+    grid = np.zeros((2 * REACH + 1, REACH + 1), dtype=np.complex64)
+    grid[tile.ky + REACH, tile.kx] = amplitude
+    pattern = spectrum.wave(grid, *job.mask.shape, job.period)
+    pattern *= job.mask
+    return pattern
+
+
+def _strength_at(image: NDArray[np.uint8], pattern: Float, wanted: float) -> float:
+    """The largest strength that keeps a PSNR of `wanted`, from a sample of the rows, by bisection."""
+    step = max(1, pattern.size // _SAMPLE)
+    image, pattern = image[step // 2 :: step], pattern[step // 2 :: step]
+    low, high = 0.05, 64.0
+    for _ in range(10):
+        middle = math.sqrt(low * high)
+        low, high = (middle, high) if psnr(image, shifted(image, pattern, middle)) > wanted else (low, middle)
+    return low
+
+
+def _judge(job: _Job, plane: Float) -> tuple[float, Float]:
+    """The margin of a reading at the known geometry, and the carriers' values (n,): positive where they say what they should."""
+    grid = spectrum.coefficients(spectrum.prepare(plane), job.period)
+    received = aligned(grid, job.tile, job.shift)
+    values, power = received.real * job.signs, received.real**2 + received.imag**2
+    pilots, data = (strength_of(values[part], power[part]) for part in (job.tile.pilots, job.tile.data))
+    margin = min(data / NEEDED, pilots / _NEEDED_PILOTS)
+    reads = read(Symbols(received[job.tile.data], job.tile.symbol), job.key).payload is not None
+    return (margin if reads else min(margin, 0.95)), values
+
+
+def _shaped(job: _Job, gains: Float, values: Float) -> Float:
+    """Moves energy to the frequencies that come through: by ring of the lattice, and within a ring to the carriers that fell behind."""
+    radius = np.hypot(job.tile.ky, job.tile.kx)
+    ring = np.searchsorted(np.quantile(radius, np.linspace(0, 1, _RINGS + 1)[1:-1]), radius, side="right")
+    count, middle, reached, spent = (np.bincount(ring, weights, _RINGS) for weights in (None, radius, values, gains))
+    response = np.maximum(reached / spent, 1e-6)
+    share = np.maximum(response / response.max(), 0.1) ** _SHAPING
+    behind = (reached / count)[ring] - values
+    shaped = np.interp(radius, middle / count, share) * np.clip(1 + _REINFORCEMENT * behind, 0.5, 1.5)
+    return np.asarray(shaped, dtype=np.float32)
