@@ -32,7 +32,8 @@ def machine() -> str:
 def timed(arguments: list[str], home: Path) -> float:
     """Seconds of one process. Raises `CalledProcessError` where it fails."""
     began = time.perf_counter()
-    subprocess.run([sys.executable, "-m", "platemark", *arguments], env=os.environ | {"PLATEMARK_HOME": str(home)}, check=True, capture_output=True)
+    command = [sys.executable, "-m", "platemark", *arguments]
+    subprocess.run(command, env=os.environ | {"PLATEMARK_HOME": str(home)}, check=True, capture_output=True)
     return time.perf_counter() - began
 
 

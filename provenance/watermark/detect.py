@@ -74,7 +74,7 @@ def require_picture(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 def _decide(findings: Iterable[Finding], planned: int, key: WatermarkKey) -> Detection:
-    """Reads the first hypothesis (the mark most likely lies there) and those whose pilots say so at once, the best of the rest at the end."""
+    """Reads at once the first hypothesis, where the mark most likely lies, and those whose pilots say so; the best others at the end."""
     tried: list[Finding] = []
     unread: list[Finding] = []
     left = _READINGS

@@ -9,7 +9,6 @@ a resize moves the blocks and the mark is gone. The lattice offsets come from th
 from __future__ import annotations
 
 import functools
-import itertools
 import math
 import secrets
 from collections.abc import Iterator
@@ -20,13 +19,13 @@ from numpy.typing import NDArray
 
 from platemark.provenance.watermark import code
 from platemark.provenance.watermark.channel import NEEDED, WANTED_MARGIN, Attempt, after_jpeg, psnr, shifted
-from platemark.provenance.watermark.finding import Finding, Symbols
+from platemark.provenance.watermark.finding import Finding, Symbols, read
 from platemark.provenance.watermark.key import WatermarkKey
 from platemark.provenance.watermark.layout import SYMBOLS, strength_of
 from platemark.provenance.watermark.payload import Payload, seal
 from platemark.provenance.watermark.spectrum import Float, luma
 
-STEPS = (9.0, 12.0, 16.0, 21.0)  # lattice steps, in levels of an orthonormal transform
+STEPS = (9.0, 10.5, 12.5, 15.0, 18.0, 21.5)  # lattice steps, in levels of an orthonormal transform
 SALTS = 16
 HYPOTHESES = SALTS * len(STEPS)
 HEADROOMS = (0, 1, 2, 3)
@@ -34,7 +33,7 @@ BLOCK = 8
 _ROUNDS = 4
 _PLACES = ((0, 1), (1, 0), (2, 0), (1, 1), (0, 2), (0, 3), (1, 2), (2, 1), (3, 0))  # (row, column) of a block: lowest frequencies first
 _PILOT_SHARE = 1 / 8
-_PERIOD = 1 << 15  # cells after which the keyed sequences repeat
+_SALT_STRIDE = 1009  # cells; prime, so that no salt moves whole blocks onto blocks in step with the picture
 
 
 @dataclass(frozen=True)
@@ -49,18 +48,16 @@ class Cells:
 
 def cells(key: WatermarkKey, count: int) -> list[Cells]:
     """The cells of a picture with `count` of them, under each salt."""
-    length, order = min(count, _PERIOD), key.permutation("pixel/order", count)
+    offset, order = key.uniform("pixel/offset", count).astype(np.float32), key.permutation("pixel/order", count)
     split = round(_PILOT_SHARE * count)
     symbol = np.arange(count - split) % SYMBOLS
-    offsets = key.uniform("pixel/offset", SALTS * length).astype(np.float32).reshape(SALTS, length)
-    return [Cells(np.resize(offset, count), order[:split], order[split:], symbol) for offset in offsets]
+    # A salt moves the one keyed sequence along: under each, the offsets of a picture's cells stay independent and uniform.
+    return [Cells(np.roll(offset, salt * _SALT_STRIDE), order[:split], order[split:], symbol) for salt in range(SALTS)]
 
 
 def transform(plane: Float) -> Float:
     """Luma (H, W) → the chosen coefficients (n,) of all whole blocks."""
-    blocks = _blocks(plane)
-    rows = _basis()
-    return np.asarray(np.einsum("nij,kij->nk", blocks, rows, optimize=True), dtype=np.float32).ravel()
+    return np.asarray(np.einsum("nij,kij->nk", _blocks(plane), _basis(), optimize=True), dtype=np.float32).ravel()
 
 
 def inverse(values: Float, shape: tuple[int, int]) -> Float:
@@ -94,36 +91,45 @@ def towards(values: Float, signs: Float, offset: Float, step: float) -> Float:
 
 def heard(values: Float, offset: Float, step: float) -> NDArray[np.complex64]:
     """Unit complex (n,): real 1 on the lattice of +1, -1 on that of -1; of random phase in a picture without the mark."""
-    return np.exp(2j * np.pi * (values / np.float32(step) - offset)).astype(np.complex64)
+    return np.asarray(np.exp(2j * np.pi * (values / np.float32(step) - offset)), dtype=np.complex64)
 
 
-def write(image: NDArray[np.uint8], payload: Payload, key: WatermarkKey, *, min_psnr: float, rng: np.random.Generator | None) -> Attempt | None:
-    """Marks uint8 (H, W, 3): the attempt nearest to the original of those that read with a margin after JPEG; failing that, the one with the
-    largest margin that keeps `min_psnr`; None where none keeps it."""
+def write(
+    image: NDArray[np.uint8], payload: Payload, key: WatermarkKey, *, min_psnr: float, rng: np.random.Generator | None
+) -> Attempt | None:
+    """Marks uint8 (H, W, 3) with the smallest step that reads with a margin after JPEG, the headroom chosen for PSNR.
+
+    Where none has that margin: the attempt with the largest; None where no step keeps `min_psnr`.
+    """
     count = transform(luma(image)).size
     keyed = cells(key, count)[rng.integers(SALTS) if rng is not None else secrets.randbelow(SALTS)]
     signs = np.ones(count, dtype=np.float32)
     signs[keyed.data] = code.encode(seal(payload, key))[keyed.symbol]
     best: Attempt | None = None
     best_rank = (0.0, 0.0)
-    for step, headroom in itertools.product(STEPS, HEADROOMS):
-        attempt = _attempt(image, keyed, signs, step, headroom)
-        distance = psnr(image, attempt.image)
-        rank = min(attempt.margin, WANTED_MARGIN), distance
-        if distance >= min_psnr and rank > best_rank:
-            best, best_rank = attempt, rank
+    for step in STEPS:
+        for headroom in HEADROOMS:
+            attempt = _attempt(image, keyed, signs, key, step, headroom)
+            distance = psnr(image, attempt.image)
+            rank = min(attempt.margin, WANTED_MARGIN), distance
+            if distance >= min_psnr and rank > best_rank:
+                best, best_rank = attempt, rank
+        if best is not None and best.margin >= WANTED_MARGIN:
+            break
     return best
 
 
-def _attempt(image: NDArray[np.uint8], keyed: Cells, signs: Float, step: float, headroom: int) -> Attempt:
-    change = np.zeros(image.shape[:2], dtype=np.float32)
+def _attempt(image: NDArray[np.uint8], keyed: Cells, signs: Float, key: WatermarkKey, step: float, headroom: int) -> Attempt:
+    size = image.shape[0], image.shape[1]
+    change = np.zeros(size, dtype=np.float32)
     marked = shifted(image, change, headroom=headroom)
     for _ in range(_ROUNDS):  # clipping and rounding undo a part of the change: what they took is asked for again
-        change += inverse(towards(transform(luma(marked)), signs, keyed.offset, step), change.shape)
+        change += inverse(towards(transform(luma(marked)), signs, keyed.offset, step), size)
         marked = shifted(image, change, headroom=headroom)
-    values = heard(transform(after_jpeg(marked)), keyed.offset, step).real * signs
-    margin = strength_of(values[keyed.data], np.ones(keyed.data.size)) / NEEDED
-    return Attempt(marked, step / math.sqrt(12), headroom, margin)
+    received = heard(transform(after_jpeg(marked)), keyed.offset, step)[keyed.data]
+    margin = strength_of(received.real * signs[keyed.data], np.ones(received.size)) / NEEDED
+    reads = read(Symbols(received, keyed.symbol), key).payload is not None
+    return Attempt(marked, step / math.sqrt(12), headroom, margin if reads else min(margin, 0.95))
 
 
 def findings(plane: Float, key: WatermarkKey) -> Iterator[Finding]:

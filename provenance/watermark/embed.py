@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from platemark.errors import InputError, ProvenanceUnavailable
 from platemark.provenance.watermark import dither, spread
-from platemark.provenance.watermark.channel import psnr
+from platemark.provenance.watermark.channel import Attempt, psnr
 from platemark.provenance.watermark.detect import detect, require_picture
 from platemark.provenance.watermark.key import WatermarkKey
 from platemark.provenance.watermark.layout import PIXEL_MIN_SIDE, LayoutName, layout_for
@@ -46,7 +46,7 @@ def embed(
     """Marks a uint8 RGB picture (H, W, 3) at its own size, no stronger than `min_psnr` and no fainter than about `max_psnr` (dB).
 
     `rng` draws what differs between two marks of one payload (None: the system's random source); it is for repeatable tests alone.
-    Raises `InputError` (another array, bounds out of order) and `ProvenanceUnavailable` (a side under 64 px, or not readable at `min_psnr`).
+    Raises `InputError` (another array, bounds out of order), `ProvenanceUnavailable` (a side under 64 px, or unreadable at `min_psnr`).
     """
     size = require_picture(image).shape[:2]
     if not 30 <= min_psnr <= max_psnr <= 60:
@@ -54,6 +54,7 @@ def embed(
     if min(size) < PIXEL_MIN_SIDE:
         raise ProvenanceUnavailable(f"a picture under {PIXEL_MIN_SIDE} px a side cannot hold a watermark", _REMEDY)
     layout = layout_for(*size)
+    made: Attempt | None
     if layout == "full":
         made = spread.write(image, payload, key, min_psnr=min_psnr, max_psnr=max_psnr, rng=rng)
     else:

@@ -35,7 +35,9 @@ class Payload:
         for name, width in _WIDTHS.items():
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 1 << width:
-                raise InputError(f"the watermark field '{name}' does not fit {width} bits", f"use a whole number from 0 to {(1 << width) - 1}")
+                raise InputError(
+                    f"the watermark field '{name}' does not fit {width} bits", f"use a whole number from 0 to {(1 << width) - 1}"
+                )
 
     def pack(self) -> bytes:
         """The 8 bytes, big-endian."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,7 +24,7 @@ _SEEDS, _NEWTON_STEPS = 3, 3
 
 @dataclass(frozen=True)
 class Peak:
-    """The best shift of the tile (rows, columns, in canonical pixels), its statistic, and the probability of one as high at some shift by chance."""
+    """The best shift of the tile (rows, columns; canonical pixels), its statistic, and the probability of one as high by chance."""
 
     shift: tuple[float, float]
     score: float
@@ -65,7 +66,7 @@ def _candidates(values: NDArray[np.complex64], ky: NDArray[np.intp], kx: NDArray
 
 
 def _climb(
-    values: NDArray[np.complex64], power: NDArray[np.float32], radians: NDArray[np.float64], shift: NDArray[np.float64]
+    values: NDArray[np.complex64], power: NDArray[np.float32], radians: NDArray[np.floating[Any]], shift: NDArray[np.float64]
 ) -> tuple[float, NDArray[np.float64]]:
     """Newton's steps to the top of the peak; a step that does not go up is not taken."""
     turned = values * np.exp(1j * (shift @ radians))

@@ -20,8 +20,16 @@ from platemark.provenance.watermark.channel import NEEDED, WANTED_MARGIN, Attemp
 from platemark.provenance.watermark.finding import Symbols, read
 from platemark.provenance.watermark.key import WatermarkKey
 from platemark.provenance.watermark.layout import (
-    NYQUIST_MARGIN, PERIOD, REACH, Carriers, aligned, carriers, pixel_period, strength_of, turns,
-)  # fmt: skip
+    NYQUIST_MARGIN,
+    PERIOD,
+    REACH,
+    Carriers,
+    aligned,
+    carriers,
+    pixel_period,
+    strength_of,
+    turns,
+)
 from platemark.provenance.watermark.mask import perceptual_mask
 from platemark.provenance.watermark.payload import Payload, seal
 from platemark.provenance.watermark.spectrum import Float
@@ -54,7 +62,7 @@ def write(
     pattern = _pattern(job, gains)
     strength, ceiling = (_strength_at(image, pattern, bound) for bound in (max_psnr, min_psnr))
     for left in range(_ATTEMPTS - 1, -1, -1):
-        marked = shifted(image, pattern, strength)
+        marked, strength = _within(image, pattern, strength, min_psnr)
         margin, values = _judge(job, after_jpeg(marked))
         if margin >= WANTED_MARGIN or not left:
             break
@@ -70,7 +78,8 @@ def _prepare(image: NDArray[np.uint8], payload: Payload, key: WatermarkKey, rng:
     signs = np.ones(tile.ky.size, dtype=np.float32)
     signs[tile.data] = code.encode(seal(payload, key))[tile.symbol]
     shift = _draw(rng) * PERIOD, _draw(rng) * PERIOD
-    return _Job(image, key, tile, signs, shift, pixel_period(*image.shape[:2]), perceptual_mask(spectrum.luma(image)))
+    period = pixel_period(image.shape[0], image.shape[1])
+    return _Job(image, key, tile, signs, shift, period, perceptual_mask(spectrum.luma(image)))
 
 
 def _draw(rng: np.random.Generator | None) -> float:
@@ -85,7 +94,8 @@ def _pattern(job: _Job, gains: Float) -> Float:
     amplitude *= math.sqrt(2) / np.linalg.norm(amplitude)
     grid = np.zeros((2 * REACH + 1, REACH + 1), dtype=np.complex64)
     grid[tile.ky + REACH, tile.kx] = amplitude
-    pattern = spectrum.wave(grid, *job.mask.shape, job.period)
+    height, width = job.image.shape[:2]
+    pattern = spectrum.wave(grid, height, width, job.period)
     pattern *= job.mask
     return pattern
 
@@ -99,6 +109,15 @@ def _strength_at(image: NDArray[np.uint8], pattern: Float, wanted: float) -> flo
         middle = math.sqrt(low * high)
         low, high = (middle, high) if psnr(image, shifted(image, pattern, middle)) > wanted else (low, middle)
     return low
+
+
+def _within(image: NDArray[np.uint8], pattern: Float, strength: float, min_psnr: float) -> tuple[NDArray[np.uint8], float]:
+    """The marked picture, weakened where the sample's estimate went over the bound by a little."""
+    marked = shifted(image, pattern, strength)
+    while psnr(image, marked) < min_psnr and strength > 0.05:
+        strength *= 0.98
+        marked = shifted(image, pattern, strength)
+    return marked, strength
 
 
 def _judge(job: _Job, plane: Float) -> tuple[float, Float]:

@@ -39,7 +39,7 @@ def command(
     settings = _settings(options)
     target = _Target(output, single=len(prompts) * n == 1)
     press = load(bundle, policy=policy)
-    results: list[tuple[str, Any]] = []
+    results: list[tuple[str | None, Any]] = []
     with progress("generating") as update:
         for number, prompt in enumerate(prompts):
             start = seed if seed < 0 else (seed + number * n) % 2**64
