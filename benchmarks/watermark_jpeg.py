@@ -81,7 +81,11 @@ def main() -> None:
 
 
 def _summary(marked: list[Marked], embed_ms: float) -> None:
-    for name, values in (("PSNR dB", [m.psnr for m in marked]), ("strength", [m.strength for m in marked]), ("margin", [m.margin for m in marked])):
+    for name, values in (
+        ("PSNR dB", [m.psnr for m in marked]),
+        ("strength", [m.strength for m in marked]),
+        ("margin", [m.margin for m in marked]),
+    ):
         print(f"{name:9} mean {np.mean(values):6.2f}  min {min(values):6.2f}  max {max(values):6.2f}")
     print(f"headroom shifts used: {sorted({m.headroom_shift for m in marked})}; embedding {embed_ms:.0f} ms of CPU a picture")
 

@@ -129,7 +129,8 @@ def _attempt(image: NDArray[np.uint8], keyed: Cells, signs: Float, key: Watermar
     received = heard(transform(after_jpeg(marked)), keyed.offset, step)[keyed.data]
     margin = strength_of(received.real * signs[keyed.data], np.ones(received.size)) / NEEDED
     reads = read(Symbols(received, keyed.symbol), key).payload is not None
-    return Attempt(marked, step / math.sqrt(12), headroom, margin if reads else min(margin, 0.95))
+    strength = step * math.sqrt(len(_PLACES) / 12) / BLOCK  # each coefficient moves by a uniform part of a step
+    return Attempt(marked, strength, headroom, margin if reads else min(margin, 0.95))
 
 
 def findings(plane: Float, key: WatermarkKey) -> Iterator[Finding]:

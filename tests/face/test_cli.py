@@ -56,7 +56,8 @@ def test_generate_json_is_one_object_and_nothing_else(apple: tuple[Path, dict[st
     assert said["seeds"] == ["1"]
     assert said["decisions"][0]["action"] == "allow"
     assert said["provenance"][0]["facts"]["seed"] == "1"
-    assert Image.open(path).size == (512, 512)
+    with Image.open(path) as picture:
+        assert picture.size == (512, 512)
 
 
 def test_verify_json_says_verdict_and_layers(apple: tuple[Path, dict[str, Any]], home: Path) -> None:
@@ -70,7 +71,8 @@ def test_verify_json_says_verdict_and_layers(apple: tuple[Path, dict[str, Any]],
 
 def test_a_jpeg_copy_is_recovered_by_its_watermark(apple: tuple[Path, dict[str, Any]], home: Path, tmp_path: Path) -> None:
     copy = tmp_path / "copy.jpg"
-    Image.open(apple[0]).convert("RGB").save(copy, quality=75)
+    with Image.open(apple[0]) as picture:
+        picture.convert("RGB").save(copy, quality=75)
     done = run("verify", copy, "--json", home=home)
     assert done.returncode == 0, done.stdout
     said = json.loads(done.stdout)
