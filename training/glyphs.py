@@ -39,9 +39,7 @@ _EXCLUDED_RANGES = (
     (0x1F9BB, 0x1F9BB), (0x1F9CD, 0x1F9CF), (0x1F9D1, 0x1F9DF), (0x1F9E1, 0x1F9E1), (0x1FA75, 0x1FA77), (0x1FAC2, 0x1FAC5),
     (0x1FAF0, 0x1FAFA), (0x1F1E6, 0x1F1FF),
 )  # fmt: skip
-_EXCLUDED_NAMES = re.compile(
-    r"\b(button|symbol|sign|arrow curving|o.clock|-thirty|flag|medal|banknote|envelope|mailbox|tray)\b|^person\b"
-)
+_EXCLUDED_NAMES = re.compile(r"\b(button|symbol|sign|arrow curving|o.clock|-thirty|flag|medal|banknote|envelope|mailbox|tray)\b|^person\b")
 _KEPT_NAMES = frozenset({"sports medal", "dollar banknote", "envelope", "flag in hole"})
 # Names that would make the list ambiguous: drawn almost alike, or a word that means something else first.
 _NEAR_DUPLICATES = frozenset({

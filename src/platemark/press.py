@@ -42,7 +42,7 @@ class Result:
     """One picture of a request, or the decision that withheld it.
 
     `data` holds the stamped file (marked, signed, recorded); `image` the same pixels as a PIL image. Both are None where `decision`
-    blocked the picture. `timings` are milliseconds by stage. The guarantee is about `data`: an image saved anew from `image` keeps the
+    blocked the picture. `timings` are milliseconds by stage; `notes` say what of the request could not be used, in sentences. The guarantee is about `data`: an image saved anew from `image` keeps the
     watermark but not the signature.
     """
 
@@ -52,6 +52,7 @@ class Result:
     decision: Decision
     provenance: ProvenanceRecord | None
     timings: dict[str, float]
+    notes: tuple[str, ...] = ()
 
     def save(self, path: str | Path) -> None:
         """Writes the stamped file: whole or not at all. Raises `PolicyBlocked` where there is none."""
@@ -92,9 +93,10 @@ class Press:
         results = []
         say("render")
         output = self.pipeline.generate(request, on_step=on_step)
+        notes = tuple(_cut(one.field, one.tokens) for one in output.truncated)
         for k, picture in enumerate(output.images):
             one = replace(request, n=1, seed=output.seeds[k])
-            results.append(self._release(one, picture, dict(output.timings), file_format, say))
+            results.append(replace(self._release(one, picture, dict(output.timings), file_format, say), notes=notes))
         return results
 
     def _pass_prompt(self, request: GenerationRequest) -> None:
@@ -179,6 +181,10 @@ def gate_for(bundle: Bundle, policy: Policy, home: Path) -> Gate:
     names = bundle.file(_NAMES).read_text(encoding="utf-8").splitlines() if _NAMES in bundle.manifest.files else []
     folder = bundle.root / "clip" if "clip_image" in bundle.manifest.components else None
     return gate_for_folder(policy, folder, names, home / "cache")
+
+
+def _cut(field: str, tokens: int) -> str:
+    return f"the last {tokens} tokens of the {field.replace('_', ' ')} did not fit the text encoder and were not used"
 
 
 def _since(began: float) -> float:

@@ -51,7 +51,7 @@ def apple(home: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, d
 
 def test_generate_json_is_one_object_and_nothing_else(apple: tuple[Path, dict[str, Any]]) -> None:
     path, said = apple
-    assert set(said) == {"files", "seeds", "timings", "decisions", "provenance"}
+    assert set(said) == {"files", "seeds", "timings", "decisions", "provenance", "notes"}
     assert said["files"] == [str(path)]
     assert said["seeds"] == ["1"]
     assert said["decisions"][0]["action"] == "allow"

@@ -212,3 +212,9 @@ def test_facts_hold_no_prompt(shared: Press) -> None:
     assert "secret" not in json.dumps(result.provenance.as_dict())
     assert result.data is not None
     assert b"secret" not in result.data
+
+
+def test_a_prompt_that_does_not_fit_says_so(shared: Press) -> None:
+    assert shared.generate("a red apple", seed=5, **FAST)[0].notes == ()
+    notes = shared.generate("apple " * 40, seed=5, **FAST)[0].notes
+    assert notes == ("the last 10 tokens of the prompt did not fit the text encoder and were not used",)

@@ -117,8 +117,11 @@ def _report(results: list[tuple[Any, Any]], as_json: bool) -> None:
             "timings": [result.timings for _, result in results],
             "decisions": [result.decision.as_dict() for _, result in results],
             "provenance": [result.provenance.as_dict() if result.provenance else None for _, result in results],
+            "notes": [list(result.notes) for _, result in results],
         })  # fmt: skip
         return
+    for note in dict.fromkeys(note for _, result in results for note in result.notes):
+        click.echo(f"note: {note}", err=True)
     for file, result in results:
         if file is None:
             reasons = ", ".join(sorted({f"{r.category}: {r.evidence or r.code}" for r in result.decision.reasons}))
