@@ -42,8 +42,8 @@ class Result:
     """One picture of a request, or the decision that withheld it.
 
     `data` holds the stamped file (marked, signed, recorded); `image` the same pixels as a PIL image. Both are None where `decision`
-    blocked the picture. `timings` are milliseconds by stage; `notes` say what of the request could not be used, in sentences. The guarantee is about `data`: an image saved anew from `image` keeps the
-    watermark but not the signature.
+    blocked the picture. `timings` are milliseconds by stage; `notes` say, in sentences, what of the request could not be used. The
+    guarantee is about `data`: an image saved anew from `image` keeps the watermark but not the signature.
     """
 
     image: Image | None
