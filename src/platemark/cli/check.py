@@ -19,7 +19,10 @@ from platemark.safety.decision import Action, Decision
 @click.option("--policy", metavar="NAME|FILE", help="strict, standard, research, or a TOML file. [default: standard]")
 @json_option
 def command(prompts: tuple[str, ...], images: tuple[Path, ...], policy: str | None, as_json: bool) -> int:
-    """Say what the gate would do with a prompt or a picture, and why. Exit code 3 where it would block."""
+    """Say what the gate would do with a prompt or a picture, and why.
+
+    Exit code 3 where it would block.
+    """
     if not prompts and not images:
         raise InputError("nothing to check", "give --prompt TEXT or --image FILE")
     from platemark.imaging import decode

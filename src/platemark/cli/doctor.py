@@ -26,7 +26,7 @@ _TOOLS = {
 @click.command("doctor")
 @json_option
 def command(as_json: bool) -> int:
-    """Show what this machine has, which backends can run here, and what to install for the rest."""
+    """Show which backends run here, and what to install for the rest."""
     report = examine()
     if as_json:
         emit(report)

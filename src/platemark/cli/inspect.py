@@ -14,7 +14,10 @@ from platemark.cli.output import emit, json_option, say
 @click.argument("bundle", type=click.Path(path_type=Path))
 @json_option
 def command(bundle: Path, as_json: bool) -> int:
-    """Show what a BUNDLE holds, after checking every file's hash, and which of its engines run here."""
+    """Show what a BUNDLE holds and which of its engines run here.
+
+    Every file's hash is checked first.
+    """
     from platemark.runtime.bundle import open_bundle
 
     opened = open_bundle(bundle)

@@ -46,7 +46,10 @@ def show(as_json: bool) -> int:
 @passphrase_option
 @json_option
 def export(file: Path, force: bool, passphrase: bool, as_json: bool) -> int:
-    """Write the watermark keys to FILE (mode 0600), so that another machine can read this one's marks."""
+    """Write the watermark keys to FILE, for machines that verify.
+
+    With them another machine reads this one's marks. The file's mode is 0600.
+    """
     from platemark.provenance.home import home
     from platemark.provenance.keyring import export_keys
 

@@ -14,7 +14,9 @@ from platemark.errors import PlatemarkError
 @click.argument("files", metavar="FILE...", nargs=-1, required=True, type=click.Path(path_type=Path))
 @json_option
 def command(files: tuple[Path, ...], as_json: bool) -> int:
-    """Read the credentials, watermark, metadata and registry entry of each FILE, and give a verdict.
+    """Say where each FILE came from, as far as it can be proven.
+
+    Reads its C2PA credentials, watermark, metadata and registry entry, and gives one verdict.
 
     Exit code: 0 traced or intact, 1 nothing found, 6 tampered, corrupt or in conflict, 2 a file could not be read.
     """
