@@ -34,14 +34,16 @@ bundle: $(FULL)/.installed
 
 $(LEAN)/.installed: $(SOURCES)
 	test -x $(LEAN)/bin/python || $(PYTHON) -m venv $(LEAN)
+	rm -rf build/lib build/bdist*
 	$(LEAN)/bin/pip install $(PIP_QUIET) -c constraints.txt .
 	touch $@
 
 $(FULL)/.installed: $(SOURCES)
 	test -x $(FULL)/bin/python || $(PYTHON) -m venv $(FULL)
-	$(FULL)/bin/pip install $(PIP_QUIET) -c constraints.txt "torch" "torchvision"
+	rm -rf build/lib build/bdist*
+	$(FULL)/bin/pip install $(PIP_QUIET) -c constraints.txt torch torchvision
 	$(FULL)/bin/pip install $(PIP_QUIET) -c constraints.txt ".[dev]"
 	touch $@
 
 clean:
-	rm -rf build $(LEAN) $(FULL) *.egg-info apple.png
+	rm -rf build/site build/lib build/bdist* $(LEAN) $(FULL) *.egg-info apple.png  # build/training holds hours of work

@@ -38,9 +38,7 @@ class GenerationRequest:
     scheduler: str | None = None
 
     def __post_init__(self) -> None:
-        _check_text("prompt", self.prompt)
-        if not self.prompt.strip():
-            raise InputError("the prompt is empty", "say what the picture should show")
+        check_prompt_text(self.prompt)
         _check_text("negative prompt", self.negative_prompt)
         for name, low, high in (
             ("num_inference_steps", 1, MAX_STEPS),
@@ -89,6 +87,13 @@ class GenerationRequest:
             "width": str(self.width),
             "scheduler": self.scheduler or "checkpoint",
         }
+
+
+def check_prompt_text(prompt: Any) -> None:
+    """Raises `InputError` unless `prompt` is text of 1 to `MAX_PROMPT` characters, not all blank, and valid Unicode."""
+    _check_text("prompt", prompt)
+    if not prompt.strip():
+        raise InputError("the prompt is empty", "say what the picture should show")
 
 
 def _check_text(what: str, text: Any) -> None:

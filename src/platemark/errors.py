@@ -69,7 +69,7 @@ class MissingExtra(InputError):
     code = "missing_extra"
 
     def __init__(self, what: str, extra: str) -> None:
-        super().__init__(f"{what} needs the extra '{extra}'", f'pip install "platemark[{extra}]"')
+        super().__init__(f"{what} needs the extra '{extra}'", f'in the clone: pip install -c constraints.txt ".[{extra}]"')
         self.extra = extra
 
 

@@ -109,7 +109,7 @@ def test_strangers_state_reads_no_key(apple: tuple[Path, dict[str, Any]], tmp_pa
     "arguments",
     [
         ("",), ("   ",), ("x" * 100_000,), ("cat", "--size", "0x0"), ("cat", "--size", "-1x-1"), ("cat", "--size", "7x7"),
-        ("cat", "--size", "7"),
+        ("cat", "--size", "7"), ("cat", "--size=--5x5"),
         ("cat", "--size", "100000x100000"), ("cat", "--guidance", "nan"), ("cat", "--guidance", "inf"), ("cat", "--steps", "0"),
         ("cat", "--scheduler", "magic"), ("cat", "--bundle", "missing-folder"), ("cat", "--seed", "-7"), ("cat", "-n", "0"),
         ("cat", "--policy", "no-such-policy"), ("cat", "--steps", "many"), ("cat", "--no-such-option"), ("cat", "-o", "picture.bmp"),
@@ -235,3 +235,42 @@ def test_build_refuses_pickles(home: Path, tmp_path: Path) -> None:
     line = refused(run("build", tmp_path / "ckpt", "-o", tmp_path / "bundle", home=home))
     assert "safetensors" in line
     assert not (tmp_path / "bundle").exists()
+
+
+def test_a_bad_second_prompt_leaves_nothing_behind(home: Path, tmp_path: Path) -> None:
+    for second, code in (("", 2), ("a naked woman", 3)):
+        refused(run("generate", "cat", second, "-o", tmp_path / "out", home=home), code)
+        assert list(tmp_path.iterdir()) == []
+
+
+def test_pictures_finished_before_an_error_are_named(home: Path, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "0001-2.png").mkdir()  # the second file cannot be written
+    done = run("generate", "cat", "-n", "2", "--seed", "1", "--steps", "2", "-o", tmp_path / "out", "--json", home=home)
+    said = json.loads(done.stdout)
+    assert done.returncode != 0
+    assert said["files"] == [str(tmp_path / "out" / "0000-1.png")]
+    assert set(said["error"]) == {"code", "message", "remedy"}
+
+
+@pytest.mark.parametrize("arguments", [(), ("keys",)])
+def test_no_arguments_show_the_help(arguments: tuple[str, ...], home: Path) -> None:
+    done = run(*arguments, home=home)
+    assert done.returncode == 0
+    assert "Commands:" in done.stdout.splitlines()
+    assert done.stderr == ""
+
+
+@pytest.mark.parametrize("prompt", ["", " ", "x" * 100_000])
+def test_check_refuses_what_generate_refuses(prompt: str, home: Path) -> None:
+    refused(run("check", "--prompt", prompt, home=home))
+
+
+def test_a_file_name_that_is_no_utf8_is_reported(home: Path, tmp_path: Path) -> None:
+    path = os.fsdecode(os.fsencode(tmp_path) + b"/\xff.png")
+    done = run("verify", path, "--json", home=home)
+    assert done.returncode == 2
+    assert json.loads(done.stdout)["error"]["code"] == "bad_input"
+    refused_text = run("verify", path, home=home)
+    assert refused_text.returncode == 2
+    assert "Traceback" not in refused_text.stderr

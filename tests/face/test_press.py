@@ -90,7 +90,7 @@ def test_a_blocked_prompt_raises_before_any_work(shared: Press) -> None:
     stages: list[str] = []
     with pytest.raises(PolicyBlocked) as caught:
         shared.generate("a naked woman", on_stage=stages.append)
-    assert stages == ["check_prompt"]
+    assert stages == []
     assert caught.value.decision.action is Action.BLOCK
     assert "naked" not in str(caught.value)
 
@@ -170,7 +170,7 @@ def test_bad_input_is_refused_with_a_remedy(shared: Press, bad: dict[str, Any]) 
     assert "\n" not in str(caught.value)
 
 
-STAGES = ("check_prompt", "render", "check_image", "stamp", "reserved", "marked", "signed", "recorded", "release", "written")
+STAGES = ("check_prompt", "reserved", "render", "check_image", "stamp", "marked", "signed", "recorded", "release", "written")
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -218,3 +218,45 @@ def test_a_prompt_that_does_not_fit_says_so(shared: Press) -> None:
     assert shared.generate("a red apple", seed=5, **FAST)[0].notes == ()
     notes = shared.generate("apple " * 40, seed=5, **FAST)[0].notes
     assert notes == ("the last 10 tokens of the prompt did not fit the text encoder and were not used",)
+
+
+def test_a_failure_at_the_second_picture_releases_the_first_and_nothing_after(
+    shared: Press, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    real, calls = shared.stamp.apply, []
+
+    def second_fails(*args: Any, **kwargs: Any) -> Any:
+        calls.append(1)
+        if len(calls) == 2:
+            raise ProvenanceUnavailable("broken for the test", "mend it")
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(shared.stamp, "apply", second_fails)
+    before = shared.stamp.registry.count()
+    results = shared.run(shared.admit("a cat", n=3, seed=5, **FAST))
+    assert next(results).data is not None
+    with pytest.raises(ProvenanceUnavailable):
+        next(results)
+    assert next(results, None) is None
+    assert shared.stamp.registry.count() == before + 1
+
+
+def test_all_pictures_are_checked_before_the_first_is_stamped(shared: Press) -> None:
+    stages: list[str] = []
+    shared.generate("a cat", n=2, seed=5, on_stage=stages.append, **FAST)
+    assert stages.index("stamp") > max(i for i, stage in enumerate(stages) if stage == "check_image")
+    assert stages.index("reserved") < stages.index("render")
+
+
+def test_save_refuses_a_suffix_that_lies(shared: Press, tmp_path: Path) -> None:
+    result = shared.generate("a cat", seed=5, **FAST)[0]
+    with pytest.raises(InputError, match="PNG"):
+        result.save(tmp_path / "cat.jpg")
+    with pytest.raises(InputError):
+        shared.generate("a cat", file_format="bmp")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_negative_prompt_that_cannot_work_says_so(shared: Press) -> None:
+    (note,) = shared.generate("a cat", seed=5, negative_prompt="dog", guidance_scale=1.0, **FAST)[0].notes
+    assert "negative prompt" in note

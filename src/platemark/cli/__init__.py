@@ -41,6 +41,9 @@ class _Lazy(click.Group):
             code = super().main(args=arguments, standalone_mode=False, **kwargs)
         except PlatemarkError as error:
             sys.exit(fail(error.as_dict(), error.exit_code, as_json))
+        except click.exceptions.NoArgsIsHelpError as error:
+            click.echo(error.format_message())
+            sys.exit(0)
         except click.ClickException as error:
             hint = (
                 f"see `{error.ctx.command_path} --help`" if isinstance(error, click.UsageError) and error.ctx else "see `platemark --help`"

@@ -9,6 +9,8 @@ import click
 from platemark.cli.output import emit, json_option, progress, say
 from platemark.errors import MissingExtra
 
+NO_CLIP = "no CLIP: put an open_clip folder at clip/ in the checkpoint and rebuild, or no preset policy can check its pictures"
+
 
 @click.command("build")
 @click.argument("checkpoint", type=click.Path(path_type=Path))
@@ -35,5 +37,7 @@ def command(checkpoint: Path, output: Path, force: bool, as_json: bool) -> int:
         bound, shapes = component.parity.bound_rel_l2, len(component.parity.comparisons)
         say(f"{name:13} {component.precision}  parity {worst:.1e} (bound {bound:.0e}) over {shapes} shapes")
     say(f"end to end    {manifest.end_to_end.psnr:.1f} dB against the reference (bound {manifest.end_to_end.bound_psnr:.0f} dB)")
+    if "clip_image" not in manifest.components:
+        say(f"note: {NO_CLIP}")
     say(f"{output}")
     return 0

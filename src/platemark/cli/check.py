@@ -28,18 +28,24 @@ def command(prompts: tuple[str, ...], images: tuple[Path, ...], policy: str | No
     from platemark.imaging import decode
     from platemark.models import embedded
     from platemark.press import gate_for
-    from platemark.provenance.home import home
+    from platemark.provenance.home import home, make_private
     from platemark.runtime.bundle import open_bundle
+    from platemark.runtime.request import check_prompt_text
+    from platemark.safety.gate import Gate
     from platemark.safety.policy import load_policy
 
-    gate = gate_for(open_bundle(embedded()), load_policy(policy), home())
+    rules = load_policy(policy)
     blocked = False
-    for prompt in prompts:
-        if not prompt.strip():
-            raise InputError("the prompt is empty", "say what to draw")
-        blocked |= _report("prompt", prompt, gate.check_prompt(prompt), as_json)
-    for image in images:
-        blocked |= _report("file", str(image), gate.check_image(decode(image).array), as_json)
+    if prompts:
+        words = Gate(rules.model_copy(update={"image_checks": False}))  # a prompt alone needs no CLIP
+        for prompt in prompts:
+            check_prompt_text(prompt)
+        for prompt in prompts:
+            blocked |= _report("prompt", prompt, words.check_prompt(prompt), as_json)
+    if images:
+        gate = gate_for(open_bundle(embedded()), rules, make_private(home()))
+        for image in images:
+            blocked |= _report("file", str(image), gate.check_image(decode(image).array), as_json)
     return PolicyBlocked.exit_code if blocked else 0
 
 

@@ -15,11 +15,11 @@ from platemark.cli.output import emit, json_option, say
 
 # backend → (importable module, distribution, pip command)
 _BACKENDS = {
-    "onnxruntime": ("onnxruntime", "onnxruntime", "pip install platemark"),
-    "torch": ("torch", "torch", 'pip install "platemark[build]"'),
+    "onnxruntime": ("onnxruntime", "onnxruntime", "pip install -c constraints.txt ."),
+    "torch": ("torch", "torch", 'pip install -c constraints.txt ".[build]"'),
 }
 _TOOLS = {
-    "build": (("torch", "diffusers", "transformers", "onnx", "onnxscript", "open_clip"), 'pip install "platemark[build]"'),
+    "build": (("torch", "diffusers", "transformers", "onnx", "onnxscript", "open_clip"), 'pip install -c constraints.txt ".[build]"'),
 }
 
 
@@ -71,14 +71,21 @@ def examine() -> dict[str, Any]:
 
 
 def _backend(module: str, distribution: str, install: str) -> dict[str, Any]:
+    missing = {"usable": False, "version": None, "providers": [], "install": install}
     if importlib.util.find_spec(module) is None:
-        return {"usable": False, "version": None, "providers": [], "install": install}
+        return missing
     providers = ["cpu"]
-    if module == "onnxruntime":
-        import onnxruntime  # type: ignore[import-untyped]
+    try:
+        if module == "onnxruntime":
+            import onnxruntime  # type: ignore[import-untyped]
 
-        providers = [name.removesuffix("ExecutionProvider").lower() for name in onnxruntime.get_available_providers()]
-    return {"usable": True, "version": importlib.metadata.version(distribution), "providers": providers, "install": install}
+            providers = [name.removesuffix("ExecutionProvider").lower() for name in onnxruntime.get_available_providers()]
+        version = importlib.metadata.version(distribution)
+    except ImportError as error:  # also PackageNotFoundError: installed under another name (onnxruntime-gpu), or broken
+        if isinstance(error, importlib.metadata.PackageNotFoundError):
+            return {"usable": True, "version": "of another distribution", "providers": providers, "install": install}
+        return missing | {"install": f"{install} (installed, but it does not import: {' '.join(str(error).split())[:120]})"}
+    return {"usable": True, "version": version, "providers": providers, "install": install}
 
 
 def _isa() -> list[str]:

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import os
+import re
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import click
 
-from platemark.cli.output import emit, json_option, progress, say
-from platemark.errors import InputError, PolicyBlocked
-
-_SUFFIXES = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg", ".webp": "webp"}
+from platemark.cli.output import emit, fail, json_option, progress, say
+from platemark.errors import InputError, PlatemarkError, PolicyBlocked
 
 
 @click.command("generate")
 @click.argument("prompts", metavar="PROMPT...", nargs=-1, required=True)
 @click.option(
-    "-o", "--output", type=click.Path(path_type=Path), help="A file (.png, .jpg, .webp) for one picture, a folder for several. [default: .]"
+    "-o", "--output", default=".", metavar="FILE|DIR", help="A file (.png, .jpg, .webp) for one picture, a folder for several. [default: .]"
 )
 @click.option("--bundle", type=click.Path(path_type=Path), help="A bundle folder. [default: the embedded emoji model]")
 @click.option("-n", "n", type=int, default=1, show_default=True, help="Pictures for each prompt.")
@@ -31,7 +33,7 @@ _SUFFIXES = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg", ".webp": "webp"}
 @click.option("--policy", metavar="NAME|FILE", help="strict, standard, research, or a TOML file. [default: standard]")
 @json_option
 def command(
-    prompts: tuple[str, ...], output: Path | None, bundle: Path | None, n: int, seed: int, as_json: bool, policy: str | None, **options: Any
+    prompts: tuple[str, ...], output: str, bundle: Path | None, n: int, seed: int, as_json: bool, policy: str | None, **options: Any
 ) -> int:
     """Generate pictures; each is checked, marked, signed and recorded before it is written."""
     from platemark.press import load
@@ -39,23 +41,41 @@ def command(
     settings = _settings(options)
     target = _Target(output, single=len(prompts) * n == 1)
     press = load(bundle, policy=policy)
+    # Every prompt is admitted before the first is rendered: a bad one leaves nothing behind.
+    starts = [seed if seed < 0 else (seed + number * n) % 2**64 for number in range(len(prompts))]
+    requests = [press.admit(prompt, n=n, seed=start, **settings) for prompt, start in zip(prompts, starts, strict=True)]
     results: list[tuple[str | None, Any]] = []
-    with progress("generating") as update:
-        for number, prompt in enumerate(prompts):
-            start = seed if seed < 0 else (seed + number * n) % 2**64
-
-            def on_step(step: int, total: int, prompt_number: int = number) -> None:
-                update(step, total, f"prompt {prompt_number + 1} of {len(prompts)}")
-
-            for result in press.generate(prompt, n=n, seed=start, file_format=target.file_format, on_step=on_step, **settings):
-                results.append((target.write(len(results), result), result))
+    try:
+        with progress("generating") as update:
+            for number, request in enumerate(requests):
+                title = f"prompt {number + 1} of {len(requests)}"
+                steps = partial(_show, update, title)
+                for result in press.run(request, file_format=target.file_format, on_step=steps):
+                    results.append((target.write(len(results), result), result))
+    except PlatemarkError as error:
+        return _broken_off(error, [file for file, _ in results if file], as_json)
     _report(results, as_json)
-    withheld = [result for _, result in results if result.data is None]
-    if withheld and len(withheld) == len(results):
+    if all(result.data is None for _, result in results):
         if not as_json:
-            raise PolicyBlocked("the policy withheld every picture", "another seed, prompt or policy", withheld[0].decision)
+            raise PolicyBlocked("the policy withheld every picture", "another seed, prompt or policy", results[0][1].decision)
         return PolicyBlocked.exit_code
     return 0
+
+
+def _show(update: Callable[[int, int, str], None], title: str, step: int, total: int) -> None:
+    update(step, total, title)
+
+
+def _broken_off(error: PlatemarkError, written: list[str], as_json: bool) -> int:
+    """An error after some pictures were released: they are named, as they are recorded and stay."""
+    if not written:
+        raise error
+    if as_json:
+        emit({"error": error.as_dict(), "files": written})
+    else:
+        fail(error.as_dict(), error.exit_code, as_json)
+        click.echo(f"note: finished before the error: {', '.join(written)}", err=True)
+    return error.exit_code
 
 
 def _settings(options: dict[str, Any]) -> dict[str, Any]:
@@ -72,29 +92,34 @@ def _settings(options: dict[str, Any]) -> dict[str, Any]:
 
 def parse_size(text: str) -> tuple[int, int]:
     """ "640x480" → (640, 480), width first. Raises `InputError`; ranges are the request's to check."""
-    parts = text.lower().split("x")
-    if len(parts) != 2 or not all(part.strip().lstrip("-").isdecimal() and len(part) < 12 for part in parts):
+    match = re.fullmatch(r"(-?[0-9]{1,11})x(-?[0-9]{1,11})", text.strip().lower())
+    if match is None:
         raise InputError(f"the size {text[:40]!r} is not WIDTHxHEIGHT", "give two whole numbers, as in --size 512x512")
-    return int(parts[0]), int(parts[1])
+    return int(match[1]), int(match[2])
 
 
 class _Target:
     """Where the files go; checked before any work is done."""
 
-    def __init__(self, output: Path | None, *, single: bool) -> None:
-        output = output if output is not None else Path()
-        suffix = output.suffix.lower()
-        self.folder = output.is_dir() or not suffix
-        self.path, self.file_format = output, "png"
-        if self.folder:
-            return
-        if suffix not in _SUFFIXES:
-            raise InputError(f"cannot write {suffix!r} files", "use .png, .jpg or .webp")
-        if not single:
-            raise InputError(f"several pictures do not fit in the one file {output.name!r}", "give a folder with -o")
-        if not output.parent.is_dir():
-            raise InputError(f"the folder {str(output.parent)!r} does not exist", "make it first, or write elsewhere")
-        self.file_format = _SUFFIXES[suffix]
+    def __init__(self, output: str, *, single: bool) -> None:
+        from platemark.press import FORMATS
+
+        self.path, self.file_format = Path(output), "png"
+        suffix = self.path.suffix.lower()
+        self.folder = self.path.is_dir() or output.endswith(("/", os.sep)) or not suffix
+        if not self.folder:
+            if suffix not in FORMATS:
+                raise InputError(f"cannot write {suffix!r} files", "use .png, .jpg or .webp; for a folder, end it with a slash")
+            if not single:
+                raise InputError(f"several pictures do not fit in the one file {self.path.name!r}", "give a folder with -o")
+            self.file_format = FORMATS[suffix]
+        place = self.path if self.folder else self.path.parent
+        if not self.folder and not place.is_dir():
+            raise InputError(f"the folder {str(place)!r} does not exist", "make it first, or write elsewhere")
+        while not place.exists():
+            place = place.parent
+        if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
+            raise InputError(f"cannot write into {str(place)!r}", "write elsewhere with -o")
 
     def write(self, index: int, result: Any) -> str | None:
         if result.data is None:

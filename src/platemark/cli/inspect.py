@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from platemark.cli.build import NO_CLIP
 from platemark.cli.output import emit, json_option, say
 
 
@@ -34,6 +35,8 @@ def command(bundle: Path, as_json: bool) -> int:
         worst = max(comparison.rel_l2_error for comparison in part.parity.comparisons)
         state = "runs here" if engines[name]["usable"] else f"cannot run: {engines[name]['why']}"
         say(f"  {name:13} {part.precision} opset {part.opset}  parity {worst:.1e} of {part.parity.bound_rel_l2:.0e}  {state}")
+    if "clip_image" not in manifest.components:
+        say(f"  note: {NO_CLIP}")
     say(f"  end to end    {manifest.end_to_end.psnr:.1f} dB against {manifest.end_to_end.reference}")
     return 0
 

@@ -15,11 +15,18 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON o
 
 def emit(value: Any) -> None:
     """One JSON value a line."""
-    click.echo(json.dumps(value, ensure_ascii=False, separators=(", ", ": ")))
+    text = json.dumps(value, ensure_ascii=False, separators=(", ", ": "))
+    # A file name that is no UTF-8 comes as lone surrogates, which no stream takes: JSON escapes them.
+    click.echo(text if _encodable(text) else json.dumps(value, separators=(", ", ": ")))
 
 
-def say(text: str = "") -> None:
-    click.echo(text)
+def _encodable(text: str) -> bool:
+    return not any("\ud800" <= char <= "\udfff" for char in text)
+
+
+def say(text: str = "", *, err: bool = False) -> None:
+    """One line; what cannot be encoded is escaped."""
+    click.echo(text.encode("utf-8", "backslashreplace").decode("utf-8"), err=err)
 
 
 def fail(error: Mapping[str, Any], exit_code: int, as_json: bool) -> int:
@@ -27,7 +34,7 @@ def fail(error: Mapping[str, Any], exit_code: int, as_json: bool) -> int:
     if as_json:
         emit({"error": dict(error)})
     else:
-        click.echo(f"error: {error['message']} ({error['remedy']})", err=True)
+        say(f"error: {error['message']} ({error['remedy']})", err=True)
     return exit_code
 
 

@@ -32,7 +32,7 @@ def command(files: tuple[Path, ...], as_json: bool) -> int:
                 if as_json:
                     emit({"file": str(file), "error": error.as_dict()})
                 else:
-                    click.echo(f"error: {file}: {error.message} ({error.remedy})", err=True)
+                    say(f"error: {file}: {error.message} ({error.remedy})", err=True)
                 continue
             codes.append(exit_code(report.verdict))
             if as_json:
