@@ -1,24 +1,28 @@
 """Measures the image check alone: generates every name that the embedded model knows, prompt checks off, and counts what is blocked.
 
-    python -m benchmarks.safety_names --bundle src/platemark/models/emoji [--category weapon] [--seeds 5] [--limit 100] [--steps 20]
+    python -m benchmarks.safety_names [--category weapon] [--seeds 5] [--limit 100] [--steps 20] [--table FILE]
 
-Names of the policy's category are generated with `--seeds` seeds each (they are few), all others with one. Prints a Markdown table.
+Names of the policy's category are generated with `--seeds` seeds each (they are few), all others with one. Prints a Markdown table;
+`--table` writes it (benchmarks/results/safety_names.md is the committed one), under the command and the machine.
 """
 
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from benchmarks.whole_process import machine
 from platemark.errors import RenderError
+from platemark.models import embedded
 from platemark.runtime.bundle import Bundle, open_bundle
 from platemark.runtime.pipeline import Pipeline
 from platemark.runtime.request import GenerationRequest
 from platemark.safety.decision import Action, Decision
-from platemark.safety.gate import Gate, gate_for_folder
+from platemark.safety.gate import Gate, gate_for_bundle
 from platemark.safety.policy import load_policy
 
 
@@ -66,10 +70,10 @@ def row(label: str, bound: str, found: list[Outcome]) -> str:
 def measure(bundle: Bundle, policy_name: str | None, category: str, seeds: int, limit: int | None, steps: int | None) -> str:
     """The whole table."""
     policy = load_policy(policy_name)
-    names = (bundle.root / "names.txt").read_text(encoding="utf-8").splitlines()
+    names = bundle.names()
     concepts = {concept for rule in policy.image_rules.values() for concept in rule.concepts}
     own = [name for name in names if name in policy.image_rules[category].concepts]
-    gate = gate_for_folder(policy, bundle.root / "clip", names)
+    gate = gate_for_bundle(policy, bundle)
     pipeline = Pipeline.load(bundle)
     inside = outcomes(pipeline, gate, own, range(seeds), steps)
     outside = outcomes(pipeline, gate, [name for name in names if name not in concepts][:limit], range(1), steps)
@@ -88,14 +92,20 @@ def measure(bundle: Bundle, policy_name: str | None, category: str, seeds: int, 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--bundle", type=Path, required=True)
+    parser.add_argument("--bundle", type=Path, default=embedded(), help="default: the embedded model")
     parser.add_argument("--policy", help="preset or TOML file; default: standard")
     parser.add_argument("--category", default="weapon")
     parser.add_argument("--seeds", type=int, default=5, help="seeds for each name of the category")
     parser.add_argument("--limit", type=int, help="only the first N other names")
     parser.add_argument("--steps", type=int, help="default: the bundle's")
+    parser.add_argument("--table", type=Path, help="write the table here, e.g. benchmarks/results/safety_names.md")
     args = parser.parse_args()
-    print(measure(open_bundle(args.bundle), args.policy, args.category, args.seeds, args.limit, args.steps))
+    table = measure(open_bundle(args.bundle), args.policy, args.category, args.seeds, args.limit, args.steps)
+    print(table)
+    if args.table:
+        command = shlex.join(["python", "-m", "benchmarks.safety_names", *sys.argv[1:]])
+        args.table.parent.mkdir(parents=True, exist_ok=True)
+        args.table.write_text(f"# The image check alone, by name\n\n`{command}`, on {machine()}\n\n{table}\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -1,8 +1,7 @@
 """A checkpoint in, a bundle out: copy, export, link, compare, publish. The one function that commands call.
 
 Everything is made in `<out>.partial` and put in place at the end, so a killed build leaves no half bundle: that folder at most, which the
-next build removes. torch and its relatives are
-imported when `build` is called.
+next build removes. torch and its relatives are imported when `build` is called.
 """
 
 from __future__ import annotations
@@ -52,12 +51,15 @@ def build(
 ) -> Manifest:
     """Builds a bundle of ONNX graphs that are proven equal to the checkpoint's torch networks, and returns its manifest.
 
-    `out == checkpoint` builds in place: graphs and `bundle.json` go beside the weights, each file atomically, `bundle.json` last.
+    `out == checkpoint` builds in place: graphs and `bundle.json` go beside the weights, each file atomically; an old `bundle.json` goes
+    first and the new one comes last, so a build killed in between leaves a folder without one: run it again. A checkpoint without
+    `clip/` makes a bundle without `clip_image`, whose pictures no image check can look at: callers should say so.
     Settings given here come before those of the checkpoint's `platemark.json`. `output_size` is (height, width) in pixels.
     `on_progress` hears (steps done, steps in all, what comes next).
 
-    Raises `CheckpointError` (cannot be built from), `InputError` (`out` cannot be written or may not be replaced), `ParityError`
-    (a graph, or the whole pipeline, is not equal to its reference), `EngineError` (a network cannot be exported), `MissingExtra`.
+    Raises `CheckpointError` (cannot be built from), `InputError` (`out` cannot be written, may not be replaced, or is being built by
+    another process), `ParityError` (a graph, or the whole pipeline, is not equal to its reference), `EngineError` (a network cannot be
+    exported), `MissingExtra`.
     """
     _require_extra()
     opened = open_checkpoint(checkpoint)

@@ -33,7 +33,11 @@ _CONFIG_NAMES = {"clip": "open_clip_config.json"}
 _TO_SAFETENSORS = (
     "convert it to safetensors (`pipeline.save_pretrained(folder, safe_serialization=True)`): pickles can run code and are never opened"
 )
+_SAVERS = {"text_encoder": "transformers", "clip": "open_clip, in its local-dir format"}
 
+Count = Annotated[int, Field(strict=True, ge=1)]
+Counts = Annotated[list[Count], Field(min_length=1)]
+Finite = Annotated[float, Field(strict=True, allow_inf_nan=False)]
 Side = Annotated[int, Field(ge=MIN_SIZE, le=MAX_SIZE)]
 
 
@@ -47,6 +51,53 @@ class Settings(BaseModel):
     default_guidance: float = Field(default=7.5, ge=0, le=MAX_GUIDANCE, allow_inf_nan=False)
     default_scheduler: Literal["ddim", "euler", "dpm++2m"] | None = None
     output_size: tuple[Side, Side] | None = None
+
+
+class _TextEncoderFields(BaseModel):
+    max_position_embeddings: Count
+    vocab_size: Count
+
+
+class _UnetFields(BaseModel):
+    sample_size: Count | tuple[Count, Count]
+    block_out_channels: Counts
+    cross_attention_dim: Count | Counts
+    encoder_hid_dim: Count | None = None
+
+
+class _VaeFields(BaseModel):
+    block_out_channels: Counts
+    latent_channels: Literal[4]  # what the UNet reads
+    scaling_factor: Annotated[Finite, Field(gt=0)] = 0.18215
+    shift_factor: Finite | None = None
+
+
+class _VisionFields(BaseModel):
+    image_size: Count | tuple[Count, Count]
+
+
+class _ClipTextFields(BaseModel):
+    context_length: Count = 77
+    vocab_size: Count = 49408
+
+
+class _ClipModelFields(BaseModel):
+    embed_dim: Count
+    vision_cfg: _VisionFields
+    text_cfg: _ClipTextFields
+
+
+class _ClipFields(BaseModel):
+    model_cfg: _ClipModelFields
+
+
+# What a build reads from each part's config.
+_FIELDS: dict[str, type[BaseModel]] = {
+    "text_encoder": _TextEncoderFields,
+    "unet": _UnetFields,
+    "vae": _VaeFields,
+    "clip": _ClipFields,
+}
 
 
 @dataclass(frozen=True)
@@ -196,26 +247,36 @@ def _check_unet(config: dict[str, Any]) -> None:
             raise CheckpointError(
                 f"unet/config.json has {key} = {found!r}", "use a text-to-image checkpoint (4 latent channels, no class or image inputs)"
             )
+    dims = config.get("cross_attention_dim")
+    if isinstance(dims, list) and any(dim != dims[0] for dim in dims):
+        raise CheckpointError(f"unet/config.json has cross_attention_dim = {dims!r}", "use a checkpoint with one text encoder")
 
 
 def _check_fields(parts: dict[str, Part]) -> None:
-    """The numbers that shapes are made of must be there."""
-    for name, key in (
-        ("vae", "block_out_channels"),
-        ("unet", "sample_size"),
-        ("unet", "block_out_channels"),
-        ("text_encoder", "vocab_size"),
-    ):
-        if not parts[name].config.get(key):
-            raise CheckpointError(f"{name}/config.json has no {key}", "save the checkpoint again with diffusers")
-    if not parts["text_encoder"].config.get("max_position_embeddings"):
-        raise CheckpointError("text_encoder/config.json has no max_position_embeddings", "save the checkpoint again with transformers")
-    if "clip" in parts:
-        model = parts["clip"].config.get("model_cfg")
-        if not isinstance(model, dict) or not all(isinstance(model.get(key), dict) for key in ("text_cfg", "vision_cfg")):
-            raise CheckpointError(
-                "clip/open_clip_config.json describes no image and text tower", "save the model in open_clip's local-dir format"
-            )
+    """The numbers that shapes are made of must be there, and be such numbers."""
+    for name, part in parts.items():
+        try:
+            _FIELDS[name].model_validate(part.config)
+        except ValidationError as error:
+            first = error.errors()[0]
+            missing = first["type"] == "missing"
+            key, value = _place(part.config, first["loc"], missing)
+            place = f"{name}/{_CONFIG_NAMES.get(name, 'config.json')}"
+            reason = "it should be a table" if first["type"] == "model_type" else first["msg"]
+            what = f"has no {key}" if missing else f"has {key} = {repr(value)[:60]}: {reason}"
+            raise CheckpointError(f"{place} {what}", f"save the checkpoint again with {_SAVERS.get(name, 'diffusers')}") from error
+
+
+def _place(config: dict[str, Any], loc: tuple[int | str, ...], missing: bool) -> tuple[str, Any]:
+    """(dotted key, its value or None) of what a validation error points to; pydantic adds names of types, which are no keys."""
+    keys: list[str] = []
+    value: Any = config
+    for key in loc:
+        if not isinstance(value, dict) or not (missing or key in value):
+            break
+        keys.append(str(key))
+        value = value.get(key)
+    return ".".join(keys), value
 
 
 def latent_size(config: dict[str, Any]) -> tuple[int, int]:

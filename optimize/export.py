@@ -92,7 +92,8 @@ def _clip_specs(config: dict[str, Any]) -> list[Spec]:
 
 
 def _dim(unet: dict[str, Any]) -> int:
-    dim = unet["cross_attention_dim"]
+    """Width of the text states that the UNet reads: `encoder_hid_dim` where it projects them first."""
+    dim = unet.get("encoder_hid_dim") or unet["cross_attention_dim"]
     return int(dim if isinstance(dim, int) else dim[0])
 
 

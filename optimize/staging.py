@@ -17,23 +17,51 @@ _CHUNK = 8 << 20
 
 @contextmanager
 def stage_for(out: Path, *, in_place: bool, replace: bool) -> Iterator[Path]:
-    """An empty folder beside `out` to build in, gone at the end whatever happens.
+    """An empty folder beside `out` to build in, gone at the end whatever happens. Nobody else builds to `out` meanwhile.
 
     What a killed build left there is removed first, and a bundle that it had set aside is put back. Raises `InputError` where `out` exists
-    and may not be replaced, and for any failure to read or write inside the block (a full disk, say).
+    and may not be replaced, where another build to `out` is under way, and for any failure to read or write inside the block (a full
+    disk, say).
     """
-    stage = _beside(out, "partial")
     try:
-        _recover(out, stage)
-        if out.exists() and not in_place:
-            _check_replaceable(out, replace)
-        stage.mkdir(parents=True)
-        yield stage
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with _only_build(out), _stage(_beside(out, "partial"), out) as stage:
+            if out.exists() and not in_place:
+                _check_replaceable(out, replace)
+            stage.mkdir()
+            yield stage
     except OSError as error:
         reason = f"{error.strerror or error}" + (f": {Path(error.filename).name}" if error.filename else "")
         raise InputError(
             f"the bundle {out.name} cannot be written: {reason}", "choose a folder that can be written to and has room"
         ) from error
+
+
+@contextmanager
+def _only_build(out: Path) -> Iterator[None]:
+    """Holds the file `.{name}.lock` beside `out`. The system lets go of it when its process dies, however that happens."""
+    import filelock
+
+    path = out.with_name(f".{out.name}.lock")
+    lock = filelock.FileLock(path, timeout=0)
+    try:
+        lock.acquire()
+    except filelock.Timeout as error:
+        raise InputError(f"another build to {out} is under way", "wait for it to end, or choose another output folder") from error
+    try:
+        yield
+    finally:
+        with suppress(OSError):  # while it is held, so that nobody else's is taken away; Windows does not let go of held files
+            path.unlink()
+        lock.release()
+
+
+@contextmanager
+def _stage(stage: Path, out: Path) -> Iterator[Path]:
+    """The place of the stage, cleared before and after."""
+    try:
+        _recover(out, stage)
+        yield stage
     finally:
         shutil.rmtree(stage, ignore_errors=True)
 
@@ -55,7 +83,7 @@ def _check_replaceable(out: Path, replace: bool) -> None:
     if not (out / MANIFEST).is_file():
         raise InputError(f"{out} exists and is not a bundle", "choose another output folder")
     if not replace:
-        raise InputError(f"{out} exists", "choose another output folder, or say that the bundle there is to be replaced")
+        raise InputError(f"{out} exists", "choose another output folder, or replace the bundle there with --force")
 
 
 def copy_file(source: Path, target: Path) -> str:
@@ -94,7 +122,12 @@ def publish(stage: Path, out: Path) -> None:
 
 
 def publish_files(stage: Path, out: Path, names: Iterable[str]) -> None:
-    """Moves the named files (POSIX paths) from the stage over those of `out`, each atomically, in the order given; leaves the rest."""
+    """Moves the named files (POSIX paths) from the stage over those of `out`, each atomically, in the order given; leaves the rest.
+
+    `bundle.json` is taken away first and must be the last of `names`: killed in between, `out` is no bundle rather than a damaged one.
+    """
+    (out / MANIFEST).unlink(missing_ok=True)
+    sync_folder(out)
     for name in names:
         target = out / name
         target.parent.mkdir(parents=True, exist_ok=True)

@@ -26,7 +26,7 @@ def read_claims(decoded: Decoded) -> dict[str, Any]:
     try:
         fields = read_xmp(decoded.xmp) if decoded.xmp else {}
     except ImageError as error:
-        layer |= {"state": "unreadable", "detail": error.message}
+        layer |= {"state": "unreadable", "detail": error.message, "remedy": error.remedy}
         fields = {}
     if _speaks_of_ai(fields):
         layer["claims"].append({"source": "xmp", **fields})

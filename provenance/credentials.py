@@ -138,14 +138,19 @@ def _manifest(facts: Facts, identity: Identity, *, created: str, generator: str,
 
 
 def _actions(facts: Facts, agent: dict[str, str], created: str, payload: str | None) -> list[dict[str, Any]]:
-    """Created, then resized where the picture was resampled, then watermarked: the order in which they happened."""
+    """Created, then cropped, resized and blurred where that was done, then watermarked: the order in which they happened."""
     common = {"when": created, "softwareAgent": agent}
     model = {"com.platemark.model": facts.model_name, "com.platemark.seed": str(facts.seed)}
     actions: list[dict[str, Any]] = [{"action": "c2pa.created", "digitalSourceType": DIGITAL_SOURCE_TYPE, "parameters": model, **common}]
+    edits: list[tuple[str, dict[str, str]]] = []
     if facts.resampled_from is not None:
         height, width = facts.resampled_from
-        how = {"com.platemark.filter": "lanczos", "com.platemark.from": f"{width}x{height}"}
-        actions.append({"action": "c2pa.resized", "digitalSourceType": _ENHANCED, "parameters": how, **common})
+        source = {"com.platemark.from": f"{width}x{height}"}
+        edits += [("c2pa.cropped", source)] if facts.cropped else []
+        edits += [("c2pa.resized", {"com.platemark.filter": "lanczos"} | source)] if facts.resampled else []
+    if facts.blurred:
+        edits.append(("c2pa.filtered", {"com.platemark.filter": "blur", "com.platemark.reason": "policy"}))
+    actions += [{"action": name, "digitalSourceType": _ENHANCED, "parameters": how, **common} for name, how in edits]
     if payload is not None:
         actions.append({"action": "c2pa.watermarked.bound", **common})
     return actions

@@ -10,7 +10,7 @@ from pathlib import Path
 from platemark.errors import ProvenanceUnavailable
 from platemark.provenance.files import replace_file
 
-_SECRET = 0o600
+_SECRET, _PRIVATE = 0o600, 0o700  # modes of files and folders
 _LOCK_SECONDS = 60.0
 
 
@@ -26,9 +26,14 @@ def home(explicit: str | Path | None = None) -> Path:
 
 
 def make_private(folder: Path) -> Path:
-    """Makes `folder` for its owner alone (0700), with the folders above it. Raises `ProvenanceUnavailable`."""
+    """Makes `folder`, and those above it that are missing, for their owner alone (0700). Raises `ProvenanceUnavailable`.
+
+    A folder that exists keeps its mode, which is its owner's choice. So whoever makes a folder inside the state folder makes it with this.
+    """
     try:
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        for missing in reversed([at for at in (folder, *folder.parents) if not at.exists()]):
+            missing.mkdir(exist_ok=True, mode=_PRIVATE)  # one by one: `parents=True` would make those above with the default mode
+        folder.mkdir(exist_ok=True, mode=_PRIVATE)
     except OSError as error:
         raise unwritable(folder, error) from error
     return folder

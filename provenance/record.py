@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict
 
@@ -13,7 +13,9 @@ class Facts(BaseModel):
     """What the press knows of a picture before it is stamped.
 
     `model_sha256` and `bundle_sha256` are hex; `request_hmac` is a keyed hash of the prompt and settings (never the prompt itself);
-    `resampled_from` is (height, width) before Lanczos resampling, or None; `decision` is a safety decision as plain JSON types.
+    `resampled_from` is (height, width) as rendered, where that is not the delivered size, else None: the picture then was fitted, by a
+    centred cut to the new aspect and Lanczos resampling. `delivered_size` (height, width) is filled in by the stamp. `decision` is a
+    safety decision as plain JSON types.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -26,6 +28,32 @@ class Facts(BaseModel):
     settings: dict[str, str]
     resampled_from: tuple[int, int] | None
     decision: dict[str, Any]
+    delivered_size: tuple[int, int] | None = None
+
+    def delivered_at(self, height: int, width: int) -> Self:
+        """The same facts, of a picture delivered at this size."""
+        return self.model_copy(update={"delivered_size": (height, width)})
+
+    @property
+    def cropped(self) -> bool:
+        """Whether part of the rendered picture was cut away: the delivered one has another aspect."""
+        if self.resampled_from is None or self.delivered_size is None:
+            return False
+        (rows, columns), (height, width) = self.resampled_from, self.delivered_size
+        return rows * width != columns * height
+
+    @property
+    def resampled(self) -> bool:
+        """Whether pixels were interpolated: not where fitting needed a cut alone."""
+        if self.resampled_from is None or self.delivered_size is None:
+            return self.resampled_from is not None
+        (rows, columns), (height, width) = self.resampled_from, self.delivered_size
+        return max(height / rows, width / columns) != 1 or (height - rows) % 2 + (width - columns) % 2 > 0
+
+    @property
+    def blurred(self) -> bool:
+        """Whether the policy had the picture blurred."""
+        return bool(self.decision.get("action") == "blur")
 
 
 class ProvenanceRecord(BaseModel):
@@ -55,7 +83,7 @@ class ProvenanceRecord(BaseModel):
     facts: Facts
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain JSON types; the seed as a string, as everywhere in JSON."""
+        """Plain JSON types; the seed as a string, as everywhere in JSON; with what was done to the picture as rendered."""
         out = self.model_dump(mode="json")
-        out["facts"]["seed"] = str(self.facts.seed)
+        out["facts"] |= {"seed": str(self.facts.seed), "cropped": self.facts.cropped, "blurred": self.facts.blurred}
         return out

@@ -77,7 +77,7 @@ class Stamp:
         if file_format not in FORMATS:
             raise InputError(f"cannot write the format {file_format[:20]!r}", f"use {', '.join(FORMATS)}")
         say = on_stage or (lambda stage: None)
-        payload = Payload(content_id=content_id, issuer=self.identity.issuer)
+        payload, facts = Payload(content_id=content_id, issuer=self.identity.issuer), facts.delivered_at(*image.shape[:2])
         marked = self._embed(image, payload)
         say("marked")
         draft = self._draft(image, marked, facts, payload, file_format)

@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
-from platemark.errors import InputError, ProvenanceUnavailable
-from platemark.imaging import DamagedImageError, Decoded, decode, hash_distance, perceptual_hash, read_bytes, sniff
+from platemark.errors import DamagedImageError, InputError, PlatemarkError, ProvenanceUnavailable
+from platemark.imaging import Decoded, decode, hash_distance, perceptual_hash, read_bytes, sniff
 from platemark.provenance import credentials
 from platemark.provenance.claims import read_claims
 from platemark.provenance.credentials import CredentialReport
@@ -25,7 +25,7 @@ from platemark.provenance.home import home as default_home
 from platemark.provenance.identity import authorities
 from platemark.provenance.keyring import held_keys
 from platemark.provenance.registry import Entry, Registry
-from platemark.provenance.watermark.detect import Detection, detect
+from platemark.provenance.watermark.detect import INCONCLUSIVE, Detection, detect
 from platemark.provenance.watermark.payload import Payload
 
 Verdict = Literal[
@@ -63,7 +63,7 @@ class _Evidence:
     """Everything that was read, before it is judged."""
 
     credentials: CredentialReport
-    damage: str | None  # why the pixels cannot be decoded
+    damage: DamagedImageError | None  # why the pixels cannot be decoded
     watermark: Layer
     marked: Payload | None
     bound: Payload | None  # what the credentials say that the watermark says
@@ -105,7 +105,7 @@ def _gather(data: bytes, home: Path) -> _Evidence:
     decoded, damage = _decode(data)
     report = credentials.read(data, f"image/{decoded.format if decoded else sniff(data)}", authorities(home))
     if decoded is None:
-        unreadable: Layer = {"state": "unreadable", "detail": damage}
+        unreadable: Layer = {"state": "unreadable"} | (_explained(damage) if damage else {})
         return _Evidence(report, damage, unreadable, None, _bound(report), unreadable, {"state": "not-asked"}, ())
     watermark, found = _read_watermark(decoded.array, home)
     marked, bound = (found.payload if found else None), _bound(report)
@@ -114,32 +114,37 @@ def _gather(data: bytes, home: Path) -> _Evidence:
     return _Evidence(report, None, watermark, marked, bound, read_claims(decoded), registry, conflicts)
 
 
-def _decode(data: bytes) -> tuple[Decoded | None, str | None]:
+def _decode(data: bytes) -> tuple[Decoded | None, DamagedImageError | None]:
     try:
         return decode(data), None
     except DamagedImageError as error:
-        return None, error.message
+        return None, error
+
+
+def _explained(error: PlatemarkError) -> Layer:
+    return {"detail": error.message, "remedy": error.remedy}
 
 
 def _read_watermark(array: NDArray[np.uint8], home: Path) -> tuple[Layer, Detection | None]:
-    """Tries every held key; the first detection counts, else the lowest p-value is reported."""
+    """Tries every held key; the first detection counts, else the lowest p-value. p-values are corrected for the number of keys tried."""
     keys = held_keys(home)
     if not keys:
         return {"state": "no-key"}, None
     if min(array.shape[:2]) < SMALLEST:
         return {"state": "not-detected", "p_value": 1.0, "detail": f"under {SMALLEST} pixels a side"}, None
-    tried = []
+    tried: list[Detection] = []
     for key in keys:
         tried.append(detect(array, key.watermark))
         if tried[-1].verdict == "detected":
-            return _watermark_layer(tried[-1]), tried[-1]
-    return _watermark_layer(min(tried, key=lambda found: (found.verdict == "not-detected", found.p_value))) | {
-        "keys_tried": len(tried)
-    }, None
+            return _watermark_layer(tried[-1], len(tried)), tried[-1]
+    return _watermark_layer(min(tried, key=lambda found: found.p_value), len(tried)), None
 
 
-def _watermark_layer(found: Detection) -> Layer:
-    layer: Layer = {"state": found.verdict, "p_value": found.p_value}
+def _watermark_layer(found: Detection, keys_tried: int) -> Layer:
+    """`p_value`: that a picture without any of the marks looked for gives a finding this strong with one of the keys (Bonferroni)."""
+    p_value = min(1.0, found.p_value * keys_tried)
+    state = "not-detected" if found.verdict == "inconclusive" and p_value >= INCONCLUSIVE else found.verdict
+    layer: Layer = {"state": state, "p_value": p_value, "keys_tried": keys_tried}
     if found.payload is None:
         return layer
     return layer | {
@@ -178,7 +183,7 @@ def _look_up(array: NDArray[np.uint8], data: bytes, payload: Payload | None, hom
                 ), None
             entry = registry.find(payload.content_id, payload.issuer)
     except ProvenanceUnavailable as error:
-        return {"state": "unavailable", "detail": error.message}, None
+        return {"state": "unavailable", **_explained(error)}, None
     if entry is None:
         return {"state": "not-found"}, None
     layer = {
@@ -247,17 +252,23 @@ def _summary(verdict: Verdict, evidence: _Evidence) -> list[str]:
     elif evidence.watermark["state"] == "no-key":
         said.append("No watermark key is held here, so the watermark was not looked for.")
     elif evidence.damage is None:
-        said.append(f"Watermark {evidence.watermark['state'].replace('-', ' ')} (p = {evidence.watermark['p_value']:.2g}).")
+        said.append(_said_of_no_mark(evidence.watermark))
     said += _said_of_registry(evidence.registry)
     if verdict == "unsigned-claims":
         said.append("The metadata claims an origin, but nothing proves it.")
     return said
 
 
+def _said_of_no_mark(watermark: Layer) -> str:
+    keys = watermark.get("keys_tried", 1)
+    counted = f", corrected for the {keys} keys tried" if keys > 1 else ""
+    return f"Watermark {watermark['state'].replace('-', ' ')} (p = {watermark['p_value']:.2g}{counted})."
+
+
 def _said_of_credentials(evidence: _Evidence) -> list[str]:
     report = evidence.credentials
     if evidence.damage is not None:
-        return [f"{evidence.damage[0].upper()}{evidence.damage[1:]}."]
+        return [f"{evidence.damage.message[:1].upper()}{evidence.damage.message[1:]}; {evidence.damage.remedy}."]
     if report.state == "absent":
         return ["There are no Content Credentials."]
     if report.state == "remote":
@@ -284,5 +295,5 @@ def _said_of_registry(registry: Layer) -> list[str]:
     if registry["state"] == "similar":
         return [f"It looks like registered content id {registry['content_id']} ({registry['distance']} of 256 bits differ)."]
     if registry["state"] == "unavailable":
-        return [f"The registry could not be asked: {registry['detail']}."]
+        return [f"The registry could not be asked: {registry['detail']}; {registry['remedy']}."]
     return []

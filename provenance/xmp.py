@@ -41,12 +41,16 @@ _MARKUP = re.compile(r"<!(?!--|\[CDATA\[)")
 _UNPRINTABLE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ufffe\uffff\ud800-\udfff]")
 
 
-def resampling_note(facts: Facts, size: tuple[int, int]) -> str | None:
-    """What to say of a picture that was not rendered at its own size, or None. Sizes are (height, width); the text says width x height."""
-    if facts.resampled_from is None:
-        return None
-    height, width = facts.resampled_from
-    return f"rendered at {width}x{height}, resampled to {size[1]}x{size[0]} by Lanczos"
+def processing_note(facts: Facts, size: tuple[int, int]) -> str | None:
+    """What was done to a picture after it was rendered, or None. `size` is (height, width) as delivered; the text says width x height."""
+    facts, said = facts.delivered_at(*size), []
+    if facts.resampled_from is not None:
+        height, width = facts.resampled_from
+        how = " and ".join(["cropped"] * facts.cropped + ["resampled"] * facts.resampled)
+        said += [f"rendered at {width}x{height}", f"{how} to {size[1]}x{size[0]}" + " by Lanczos" * facts.resampled]
+    if facts.blurred:
+        said.append("blurred by the policy")
+    return ", ".join(said) or None
 
 
 def write_xmp(facts: Facts, *, size: tuple[int, int], created: str, generator: str, content_id: int) -> bytes:
@@ -59,7 +63,7 @@ def write_xmp(facts: Facts, *, size: tuple[int, int], created: str, generator: s
         "Iptc4xmpExt:AISystemVersionUsed": f"{generator}, weights sha256 {facts.model_sha256}",
         "Iptc4xmpExt:AIPromptInformation": f"hmac-sha256:{facts.request_hmac}",
         "platemark:ContentId": str(content_id),
-        "platemark:Processing": resampling_note(facts, size),
+        "platemark:Processing": processing_note(facts, size),
     }
     attributes = "\n   ".join(f"{name}={quoteattr(_printable(value))}" for name, value in values.items() if value is not None)
     namespaces = f'xmlns:xmp="{_XMP}" xmlns:Iptc4xmpExt="{_IPTC}" xmlns:platemark="{_OWN}"'

@@ -13,6 +13,7 @@ import hashlib
 import json
 import math
 import os
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,7 @@ from platemark.errors import BundleError
 
 FORMAT_VERSION = 1
 MANIFEST = "bundle.json"
+NAMES = "names.txt"  # optional: what the checkpoint was trained on, one name a line
 _MANIFEST_LIMIT = 16 * 2**20  # bytes; a real one is a few kilobytes
 _REBUILD = "rebuild it with `platemark build`"
 _COPY_AGAIN = "copy the bundle again, or rebuild it with `platemark build`"
@@ -143,6 +145,29 @@ class Bundle:
         if name not in self.manifest.files:
             raise BundleError(f"the bundle lists no file {name!r}", _REBUILD)
         return bundle_file(self.root, name)
+
+    def folder(self, name: str, reads: Iterable[str]) -> Path:
+        """The folder `name`, for a reader that opens whichever of the files `reads` are there.
+
+        Raises `BundleError` where one of them is there but not listed, hence was not checked.
+        """
+        folder = bundle_file(self.root, name)
+        for file in reads:
+            if os.path.lexists(folder / file):
+                self.file(f"{name}/{file}")
+        return folder
+
+    def names(self) -> tuple[str, ...]:
+        """The names that the checkpoint was trained on; none where the bundle lists no `names.txt`. Raises `BundleError`."""
+        if NAMES not in self.manifest.files:
+            return ()
+        try:
+            lines = self.file(NAMES).read_text(encoding="utf-8").splitlines()
+        except (OSError, ValueError) as error:
+            raise BundleError(
+                f"{NAMES} cannot be read as UTF-8 text", "write it as UTF-8, one name a line, and rebuild the bundle"
+            ) from error
+        return tuple(line for line in lines if line.strip())
 
 
 def open_bundle(path: Path) -> Bundle:

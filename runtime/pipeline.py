@@ -28,12 +28,12 @@ from platemark.runtime.render import check_finite, is_flat, to_array, to_uint8
 from platemark.runtime.request import GenerationRequest
 from platemark.runtime.resize import fit
 from platemark.runtime.schedulers import make_scheduler
+from platemark.runtime.tokenizer import FILES as TOKENIZER_FILES
 from platemark.runtime.tokenizer import Tokenizer
 
 COMPONENTS = ("text_encoder", "unet", "vae_decoder")
 MAX_BATCH = 8  # images in one network call (16 rows with guidance): more gains nothing, and memory grows with it
 _SCHEDULER = "scheduler/scheduler_config.json"
-_TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "merges.txt", "tokenizer_config.json", "special_tokens_map.json")
 
 
 @dataclass(frozen=True)
@@ -62,6 +62,13 @@ class GenerationOutput:
     truncated: tuple[Truncation, ...]
     flat: tuple[bool, ...]
     request: GenerationRequest
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What of the request could not be used, in sentences; they quote nothing of the prompts."""
+        cut = tuple(_cut(one) for one in self.truncated)
+        unused = bool(self.request.negative_prompt.strip()) and not _guided(self.request)
+        return (*cut, "the negative prompt was not used: it needs a guidance scale above 1") if unused else cut
 
 
 class Pipeline:
@@ -137,11 +144,13 @@ class Pipeline:
             with _timed(timings, "vae_decoder"):
                 arrays += [self._decode(one, seed) for one, seed in zip(done, seeds[first:], strict=False)]
         with _timed(timings, "resize"):
-            images = [fit(to_uint8(array), request.height, request.width) for array in arrays]
+            images = np.empty((request.n, request.height, request.width, 3), np.uint8)
+            for image, array in zip(images, arrays, strict=True):
+                image[...] = fit(to_uint8(array), request.height, request.width)
         native = (arrays[0].shape[0], arrays[0].shape[1])
         return GenerationOutput(
-            images=np.stack(images),
-            arrays=np.stack(arrays),
+            images=images,
+            arrays=_joined(arrays),
             seeds=seeds,
             timings=timings,
             resampled_from=None if native == (request.height, request.width) else native,
@@ -178,7 +187,7 @@ class Pipeline:
 
     def _tokens(self, request: GenerationRequest) -> tuple[NDArray[np.int64], tuple[Truncation, ...]]:
         """Ids (rows, tokens): the negative prompt first, and only where there is guidance."""
-        texts = {"negative_prompt": request.negative_prompt} if request.guidance_scale > 1.0 else {}
+        texts = {"negative_prompt": request.negative_prompt} if _guided(request) else {}
         encoded = {field: self._tokenizer.encode(text) for field, text in {**texts, "prompt": request.prompt}.items()}
         cut = tuple(Truncation(field, tokens.cut, tokens.cut_tokens) for field, tokens in encoded.items() if tokens.cut_tokens)
         return np.stack([tokens.ids for tokens in encoded.values()]), cut
@@ -208,11 +217,25 @@ def _read_scheduler_config(bundle: Bundle) -> dict[str, Any]:
 
 
 def _read_tokenizer(bundle: Bundle) -> Tokenizer:
-    folder = bundle.root / "tokenizer"
-    for name in _TOKENIZER_FILES:
-        if (folder / name).exists():
-            bundle.file(f"tokenizer/{name}")  # a file that is there but not listed was not checked
-    return Tokenizer.load(folder, bundle.manifest.max_tokens)
+    return Tokenizer.load(bundle.folder("tokenizer", TOKENIZER_FILES), bundle.manifest.max_tokens)
+
+
+def _guided(request: GenerationRequest) -> bool:
+    """Whether the request renders with classifier-free guidance, without which a negative prompt has no place."""
+    return request.guidance_scale > 1.0
+
+
+def _cut(one: Truncation) -> str:
+    what, verb = ("token", "was") if one.tokens == 1 else (f"{one.tokens} tokens", "were")
+    return f"the last {what} of the {one.field.replace('_', ' ')} did not fit the text encoder and {verb} not used"
+
+
+def _joined(pictures: list[NDArray[np.float32]]) -> NDArray[np.float32]:
+    """The pictures as one array; takes them out of the list as it goes, so that memory holds each once."""
+    joined = np.empty((len(pictures), *pictures[0].shape), pictures[0].dtype)
+    for row in joined:
+        row[...] = pictures.pop(0)
+    return joined
 
 
 def _shifted(on_step: OnStep, first: int, n: int) -> OnStep:

@@ -17,6 +17,7 @@ MIN_SIZE, MAX_SIZE = 64, 4096  # pixels
 MAX_GUIDANCE = 50.0
 MAX_STEPS = 1000
 MAX_IMAGES = 64
+MAX_PIXELS = 2**27  # delivered by one request: 384 MiB as uint8 RGB, which a caller that marks and encodes them holds three times
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,7 @@ class GenerationRequest:
         ):
             # Frozen, yet a numpy integer has to become an int: it would overflow, and JSON could not hold it.
             object.__setattr__(self, name, _whole(name, getattr(self, name), low, high))
+        _check_pixels(self.n, self.height, self.width)
         object.__setattr__(self, "guidance_scale", _guidance(self.guidance_scale))
         if self.scheduler is not None and self.scheduler not in NAMES:
             raise InputError(f"unknown scheduler {str(self.scheduler)[:40]!r}", f"choose one of {', '.join(NAMES)}")
@@ -118,6 +120,12 @@ def _whole(name: str, value: Any, low: int, high: int) -> int:
     if not low <= number <= high:
         raise InputError(f"{name} is out of range", remedy)
     return number
+
+
+def _check_pixels(n: int, height: int, width: int) -> None:
+    if n * height * width > MAX_PIXELS:
+        message = f"n pictures of height x width ({n} of {height} x {width}) are more than {MAX_PIXELS} pixels"
+        raise InputError(message, "ask for fewer pictures or a smaller size")
 
 
 def _guidance(value: Any) -> float:

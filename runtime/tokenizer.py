@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from platemark.errors import BundleError
 
+FILES = ("tokenizer.json", "vocab.json", "merges.txt", "tokenizer_config.json", "special_tokens_map.json")  # all that `load` may open
 _SPECIAL = {"unk_token": "<|endoftext|>", "bos_token": "<|startoftext|>", "eos_token": "<|endoftext|>", "pad_token": "<|endoftext|>"}
 # Radford et al. 2021: contractions, runs of letters, single digits, runs of anything else that is not a space.
 _WORDS = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"

@@ -26,6 +26,7 @@ from platemark.safety.embeddings import cached_embeddings
 
 Tokenize = Callable[[list[str]], NDArray[np.int64]]
 GOLDEN_COSINE = 0.999
+FILES = ("preprocess.json", "golden.json")  # what the check reads of a CLIP folder besides its tokenizer
 _UNIT = 0.01  # how far from 1 the length of an embedding may be; int8 and fp16 towers stay well inside
 _BATCH = 64
 # A text is embedded in each of these and averaged (Radford et al. 2021, section 3.1.4).
@@ -169,7 +170,9 @@ class ClipFilter:
         templates = PLAIN if vocabulary else TEMPLATES
         with fail_closed(self.name):
             identity = model.golden.model_dump_json() + model.preprocess.model_dump_json() + repr(templates)
-            self._bank = cached_embeddings(lambda texts: model.embed_concepts(texts, templates), self._texts, identity, cache_folder)
+            self._bank = cached_embeddings(
+                lambda texts: model.embed_concepts(texts, templates), self._texts, identity, cache_folder, probes=len(known)
+            )
 
     def score(self, image: NDArray[np.uint8]) -> dict[str, ConceptScore]:
         """The score of every category, and its likeliest concept. Raises `SafetyUnavailable`."""

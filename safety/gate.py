@@ -15,8 +15,11 @@ from numpy.typing import NDArray
 from PIL import Image
 from PIL import ImageFilter as PillowFilter
 
-from platemark.errors import RenderError, SafetyUnavailable
+from platemark.errors import SafetyUnavailable
+from platemark.runtime.bundle import Bundle
 from platemark.runtime.engine import Engine
+from platemark.runtime.render import check_render
+from platemark.safety.clip import FILES as CLIP_FILES
 from platemark.safety.clip import ClipFilter, ClipModel, ConceptScore, ImageFilter, Tokenize, read_preprocess, require_picture
 from platemark.safety.closed import fail_closed, require
 from platemark.safety.decision import Action, Decision, Reason, Stage
@@ -34,7 +37,7 @@ class Gate:
         if policy.image_checks and image_filter is None:
             raise SafetyUnavailable(
                 f"the policy '{policy.id}' needs an image check, and there is no image filter",
-                "use a bundle with a CLIP, or a policy with image_checks = false",
+                "put an open_clip folder at clip/ in the checkpoint and rebuild, or use a policy with image_checks = false",
             )
         self.policy = policy
         self._filter = image_filter
@@ -59,12 +62,11 @@ class Gate:
     def check_image(self, image: NDArray[np.uint8]) -> Decision:
         """Decides on one picture, uint8 RGB (H, W, 3).
 
-        Raises `SafetyUnavailable` (not such an array; a detector that fails or says something that is no score) and `RenderError` (one
-        colour all over: no picture).
+        Raises `SafetyUnavailable` (not such an array; a detector that fails or says something that is no score) and `RenderError` (as
+        good as one colour all over: no picture).
         """
         require_picture(image)
-        if bool((image == image[0, 0]).all()):
-            raise RenderError("the picture is one flat colour", "try another seed; if it persists, rebuild the bundle")
+        check_render(image)
         if not self.policy.image_checks or self._filter is None:
             return self._decide("output_image", [_off("image_checks")], {})
         with fail_closed(self._filter.name):
@@ -114,20 +116,30 @@ def gate_for_clip(
     return Gate(policy, ClipFilter(ClipModel.load(folder, image, text, tokenize), concepts, vocabulary, cache_folder))
 
 
-def gate_for_folder(policy: Policy, folder: Path | None, vocabulary: Sequence[str] = (), cache_folder: Path | None = None) -> Gate:
-    """The gate with the CLIP folder of a bundle (`image.onnx`, `text.onnx`, tokenizer and JSON files), compiled by ONNX Runtime.
+def gate_for_bundle(policy: Policy, bundle: Bundle, vocabulary: Sequence[str] | None = None, cache_folder: Path | None = None) -> Gate:
+    """The gate with an opened bundle's CLIP (`clip_image`, `clip_text` and the files in `clip/`), compiled by ONNX Runtime.
 
-    `folder` None: the bundle has no CLIP, which only a policy without image checks accepts. `cache_folder` keeps the text embeddings, which
-    are most of the loading time. Raises `SafetyUnavailable`.
+    Every file that it reads is one that the bundle lists, hence was hash-checked when it was opened. `vocabulary` None: the bundle's own
+    names. `cache_folder` keeps the text embeddings, which are most of the loading time. Raises `BundleError` (a file that is there but not
+    listed, names that cannot be read) and `SafetyUnavailable` (no CLIP, which only a policy without image checks accepts; one that fails).
     """
-    if folder is None or not policy.image_checks:
+    if "clip_image" not in bundle.manifest.components or not policy.image_checks:
         return Gate(policy)
+    from platemark.runtime.tokenizer import FILES as TOKENIZER_FILES
+
+    folder = bundle.folder("clip", (*CLIP_FILES, *TOKENIZER_FILES))
+    graphs = [bundle.file(bundle.component(name).graph) for name in ("clip_image", "clip_text")]
+    names = bundle.names() if vocabulary is None else vocabulary
+    return _compiled(policy, folder, graphs, names, cache_folder)
+
+
+def _compiled(policy: Policy, folder: Path, graphs: Sequence[Path], vocabulary: Sequence[str], cache_folder: Path | None) -> Gate:
     with fail_closed("clip"):
         from platemark.runtime.backends.onnxruntime import compile_graph
         from platemark.runtime.tokenizer import Tokenizer
 
         tokenizer = Tokenizer.load(folder, read_preprocess(folder).context_length)
-        image, text = compile_graph(folder / "image.onnx"), compile_graph(folder / "text.onnx")
+        image, text = (compile_graph(graph) for graph in graphs)
     return gate_for_clip(policy, folder, image, text, tokenizer.encode_batch, vocabulary, cache_folder)
 
 

@@ -3,6 +3,7 @@
 PlatemarkError                     1
 ├── InputError                     2   a request, option or file that cannot be used
 │   ├── ImageError                     bytes that are not a usable image
+│   │   └── DamagedImageError              a picture of a known format, damaged or cut short
 │   ├── CheckpointError                a checkpoint that cannot be built from
 │   ├── BundleError                    a bundle that is missing, damaged or not for this version
 │   ├── PolicyError                    a policy file that is not valid
@@ -49,6 +50,12 @@ class InputError(PlatemarkError):
 
 class ImageError(InputError):
     code = "bad_image"
+
+
+class DamagedImageError(ImageError):
+    """A picture of a known format, by its first bytes, that is damaged or cut short."""
+
+    code = "damaged_image"
 
 
 class CheckpointError(InputError):

@@ -23,7 +23,8 @@ from PIL import ImageOps
 from PIL.Image import Image
 from PIL.PngImagePlugin import PngInfo
 
-from platemark.errors import ImageError, InputError
+from platemark.errors import DamagedImageError, ImageError, InputError
+from platemark.pdq import pdq
 
 MAX_PIXELS = 64 * 2**20
 MAX_BYTES = 512 * 2**20
@@ -50,10 +51,6 @@ _CLASHES = (
 )  # fmt: skip
 
 _opening = threading.Lock()
-
-
-class DamagedImageError(ImageError):
-    """A picture of a known format, by its first bytes, that is damaged or cut short."""
 
 
 @dataclass(frozen=True)
@@ -184,14 +181,12 @@ def to_pil(array: NDArray[np.uint8]) -> Image:
 
 
 def perceptual_hash(array: NDArray[np.uint8]) -> str:
-    """The PDQ hash (256 bits, 64 hex digits) of uint8 RGB (height, width, 3); all zeros for a flat picture.
+    """The PDQ hash (256 bits, 64 hex digits) of uint8 RGB (height, width, 3); all zeros under 5 pixels a side.
 
     Copies of one picture mostly lie within 31 bits of each other, unrelated pictures near 128 (PDQ's own documentation).
     """
-    import pdqhash  # type: ignore[import-untyped]
-
-    bits, _quality = pdqhash.compute(np.ascontiguousarray(array))
-    return np.packbits(np.asarray(bits, dtype=np.uint8)).tobytes().hex()
+    bits, _quality = pdq(array)
+    return np.packbits(bits).tobytes().hex()
 
 
 def hash_distance(one: str, other: str) -> int:

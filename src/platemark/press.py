@@ -27,7 +27,7 @@ from platemark.runtime.bundle import Bundle, open_bundle
 from platemark.runtime.pipeline import Pipeline
 from platemark.runtime.request import GenerationRequest
 from platemark.safety.decision import Action, Decision
-from platemark.safety.gate import Gate, apply_action, gate_for_folder
+from platemark.safety.gate import Gate, apply_action, gate_for_bundle
 from platemark.safety.policy import Policy, load_policy
 
 if TYPE_CHECKING:
@@ -35,7 +35,6 @@ if TYPE_CHECKING:
 
 FORMATS = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg", ".webp": "webp"}  # suffix → format
 _NEXT_SEED = 0x9E3779B9
-_NAMES = "names.txt"  # beside the bundle's manifest: what the bundle's CLIP was trained on, one name a line
 Observer = Callable[[str], None]
 
 
@@ -221,10 +220,11 @@ def load(
 
 
 def gate_for(bundle: Bundle, policy: Policy, home: Path) -> Gate:
-    """The gate for this bundle: its own CLIP as image filter, with the names it knows as the vocabulary to tell concepts from."""
-    names = bundle.file(_NAMES).read_text(encoding="utf-8").splitlines() if _NAMES in bundle.manifest.files else []
-    folder = bundle.root / "clip" if "clip_image" in bundle.manifest.components else None
-    return gate_for_folder(policy, folder, names, home / "cache")
+    """The gate for this bundle: its own CLIP as image filter, with the names it knows as the vocabulary to tell concepts from.
+
+    Raises `SafetyUnavailable` and `BundleError`.
+    """
+    return gate_for_bundle(policy, bundle, cache_folder=home / "cache")
 
 
 def _since(began: float) -> float:

@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from platemark.errors import ImageError, InputError, PlatemarkError
+from platemark.errors import DamagedImageError, ImageError, InputError, PlatemarkError
 from platemark.imaging import decode, encode, hash_distance, perceptual_hash, probe, to_pil
 
 FORMATS = ("png", "jpeg", "webp", "avif", "tiff", "gif")
@@ -77,9 +77,13 @@ def test_the_bound_can_be_set() -> None:
 def test_truncated_files_are_refused(file_format: str, part: float) -> None:
     noise = np.random.default_rng(1).integers(0, 256, (96, 96, 3), dtype=np.uint8)
     data = saved(Image.fromarray(noise), file_format)
-    with pytest.raises(ImageError) as caught:
+    with pytest.raises(DamagedImageError) as caught:
         decode(data[: int(len(data) * part)])
-    assert caught.value.remedy
+    assert caught.value.as_dict() == {
+        "code": "damaged_image",
+        "message": f"the {file_format.upper()} picture is damaged or cut short",
+        "remedy": "get an undamaged copy",
+    }
 
 
 @pytest.mark.parametrize("data", [b"", b"not a picture\n" * 50, b"\x89PNG\r\n\x1a\n", b"%PDF-1.7"])

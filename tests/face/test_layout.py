@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import ast
+import importlib.util
+import re
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -55,9 +58,9 @@ def test_serving_stages_do_not_import_training_libraries(stage: str) -> None:
 
 
 def test_only_named_modules_of_the_face_know_the_stages() -> None:
-    for name in ("errors.py", "imaging.py"):
-        reached = {n for n in imports(ROOT / "src/platemark" / name) if n.startswith("platemark")}
-        assert all(n.startswith("platemark.errors") for n in reached), (name, reached)
+    for name, allowed in {"errors.py": set(), "pdq.py": {"errors"}, "imaging.py": {"errors", "pdq"}}.items():
+        reached = {n.split(".")[1] for n in imports(ROOT / "src/platemark" / name) if n.startswith("platemark.")}
+        assert reached <= allowed, (name, reached)
 
 
 def test_every_package_folder_is_listed() -> None:
@@ -86,9 +89,30 @@ def test_the_face_is_lazy_and_small() -> None:
     assert lines[1] == "['Press', 'Result', 'VerifyReport', '__version__', 'errors', 'load', 'verify']"
 
 
+def git(*arguments: str, root: Path = ROOT) -> str:
+    """What git says; skips the test where there is no git or `root` is no checkout (an unpacked archive, say)."""
+    program = shutil.which("git")
+    if program is None or not (root / ".git").exists():
+        pytest.skip("needs git and a checkout")
+    done = subprocess.run([program, *arguments], cwd=root, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        pytest.skip(f"git cannot read this checkout: {done.stderr.strip()[:100]}")
+    return done.stdout
+
+
 def tracked() -> list[Path]:
-    out = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    return [ROOT / name for name in out.split("\0") if name]
+    return [ROOT / name for name in git("ls-files", "-z").split("\0") if name]
+
+
+def test_outside_of_a_checkout_the_tree_tests_are_skipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(pytest.skip.Exception, match="checkout"):
+        git("ls-files", root=tmp_path)
+    (tmp_path / ".git").write_text("gitdir: nowhere")
+    with pytest.raises(pytest.skip.Exception):
+        git("ls-files", root=tmp_path)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(pytest.skip.Exception, match="needs git"):
+        git("ls-files")
 
 
 def test_the_tracked_tree_stays_small() -> None:
@@ -104,13 +128,26 @@ def test_no_pickles_and_no_shell() -> None:
                 assert not any(k.arg == "shell" and getattr(k.value, "value", None) is True for k in call.keywords), path
 
 
+def test_the_readme_check_walks_the_whole_command_tree() -> None:
+    spec = importlib.util.spec_from_file_location("readme_tool", ROOT / "tools" / "readme.py")
+    assert spec is not None
+    assert spec.loader is not None
+    tool = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(tool)
+    every = tool.missing("no blocks here")
+    assert {"", "generate", "keys", "keys init", "keys show", "keys export", "keys import"} <= set(every)
+    text = "".join(f"<!-- help: {command} -->\n<!-- /help -->\n" for command in every if command not in ("verify", "keys import"))
+    assert tool.missing(text) == ["verify", "keys import"]
+    assert "Usage: platemark keys init" in tool.render("<!-- help: keys init -->\nold\n<!-- /help -->")
+
+
 def test_every_error_has_code_remedy_and_place_in_the_drawing() -> None:
     from platemark import errors
 
     classes = [c for c in vars(errors).values() if isinstance(c, type) and issubclass(c, errors.PlatemarkError)]
-    assert len(classes) == 13
+    drawn = set(re.findall(r"^[│├└─ ]*([A-Z]\w+)", errors.__doc__ or "", re.MULTILINE)) & set(vars(errors))
+    assert drawn == {cls.__name__ for cls in classes}
     for cls in classes:
-        assert cls.__name__ in (errors.__doc__ or "")
         error = cls("what", "build") if cls is errors.MissingExtra else cls("what", "remedy")
         assert set(error.as_dict()) == {"code", "message", "remedy"}
         assert error.exit_code in {1, 2, 3, 4, 5}

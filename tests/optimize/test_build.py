@@ -20,12 +20,13 @@ import pytest
 pytest.importorskip("torch")
 pytestmark = pytest.mark.torch
 
-from platemark.errors import CheckpointError, InputError, MissingExtra, ParityError  # noqa: E402
+from platemark.errors import BundleError, CheckpointError, InputError, MissingExtra, ParityError  # noqa: E402
 from platemark.optimize import build as module  # noqa: E402
 from platemark.optimize import endtoend  # noqa: E402
 from platemark.optimize.build import build  # noqa: E402
 from platemark.optimize.checkpoint import open_checkpoint  # noqa: E402
 from platemark.optimize.endtoend import choose_scheduler  # noqa: E402
+from platemark.optimize.staging import stage_for  # noqa: E402
 from platemark.optimize.weights import file_sha256, read_header  # noqa: E402
 from platemark.runtime.bundle import open_bundle  # noqa: E402
 from platemark.runtime.pipeline import Pipeline  # noqa: E402
@@ -188,8 +189,9 @@ def test_a_pipeline_that_differs_refuses_the_build(checkpoint_folder: Path, tmp_
 def test_existing_folders_are_replaced_only_when_asked(checkpoint_folder: Path, bundle_folder: Path, tmp_path: Path) -> None:
     out = Path(shutil.copytree(bundle_folder, tmp_path / "out"))
     (out / "stray").write_text("x")
-    with pytest.raises(InputError, match="exists"):
+    with pytest.raises(InputError, match="exists") as caught:
         build(checkpoint_folder, out)
+    assert "--force" in caught.value.remedy
     assert (out / "stray").exists()
     build(checkpoint_folder, out, replace=True)
     assert files(out) == files(bundle_folder)
@@ -273,6 +275,77 @@ def test_a_bundle_set_aside_by_a_killed_build_comes_back(checkpoint_copy: Path, 
     assert files(tmp_path / "out") == files(bundle_folder)
 
 
+KILLED_IN_PLACE = """
+import os, signal, sys
+from pathlib import Path
+from platemark.optimize import components, staging
+from platemark.optimize.build import build
+components.export_linked = lambda spec, *rest: (Path(sys.argv[2]) / spec.graph).read_bytes()
+moved = []
+def kill_before_the_third(folder):
+    moved.append(folder)
+    if len(moved) == 3:
+        os.kill(os.getpid(), signal.SIGKILL)
+staging.sync_folder = kill_before_the_third
+build(Path(sys.argv[1]), Path(sys.argv[1]))
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs SIGKILL")
+@pytest.mark.usefixtures("exported_before")
+def test_killed_in_place_there_is_no_manifest_rather_than_a_stale_one(bundle_folder: Path, tmp_path: Path) -> None:
+    out = Path(shutil.copytree(bundle_folder, tmp_path / "tiny"))
+    run = [sys.executable, "-c", KILLED_IN_PLACE, str(out), str(bundle_folder)]
+    done = subprocess.run(run, env={**os.environ, "PYTHONWARNINGS": "ignore"}, capture_output=True, check=False, timeout=300)
+    assert done.returncode == -signal.SIGKILL, done.stderr[-2000:]
+    assert not (out / "bundle.json").exists()
+    with pytest.raises(BundleError, match=r"bundle\.json"):
+        open_bundle(out)
+    build(out, out)
+    assert files(out) == files(bundle_folder)
+    assert [path.name for path in tmp_path.iterdir()] == ["tiny"]
+
+
+@pytest.mark.parametrize("replace", [False, True])
+@pytest.mark.parametrize("at_home", [False, True])
+def test_a_second_build_to_one_output_is_refused(tmp_path: Path, replace: bool, at_home: bool) -> None:
+    out = tmp_path / "out"
+    with stage_for(out, in_place=False, replace=False) as stage:
+        (stage / "half").write_text("x")
+        with (
+            pytest.raises(InputError, match=rf"another build to .*{out.name} is under way") as caught,
+            stage_for(out, in_place=at_home, replace=replace),
+        ):
+            pytest.fail("two builds at once")
+        assert "wait" in caught.value.remedy
+        assert (stage / "half").read_text() == "x"
+    with stage_for(out, in_place=False, replace=False):
+        pass
+
+
+HOLD = """
+import sys
+from pathlib import Path
+from platemark.optimize.staging import stage_for
+with stage_for(Path(sys.argv[1]), in_place=False, replace=False):
+    sys.stdout.write("held\\n")
+    sys.stdout.flush()
+    sys.stdin.read()
+"""
+
+
+def test_a_build_of_another_process_is_seen_and_its_death_lets_go(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    with subprocess.Popen([sys.executable, "-c", HOLD, str(out)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "held\n"
+        with pytest.raises(InputError, match="another build"), stage_for(out, in_place=False, replace=True):
+            pytest.fail("two builds at once")
+        other.kill()
+    with stage_for(out, in_place=False, replace=False) as stage:
+        assert not list(stage.iterdir())
+
+
 def test_a_missing_extra_says_how_to_get_it(checkpoint_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real = builtins.__import__
 
@@ -284,7 +357,7 @@ def test_a_missing_extra_says_how_to_get_it(checkpoint_folder: Path, tmp_path: P
     monkeypatch.setattr(builtins, "__import__", without)
     with pytest.raises(MissingExtra, match="onnxscript") as caught:
         module.build(checkpoint_folder, tmp_path / "out")
-    assert "platemark[build]" in caught.value.remedy
+    assert "[build]" in caught.value.remedy
 
 
 def test_the_scheduler_is_the_checkpoints_own_where_it_can_be(checkpoint_copy: Path) -> None:

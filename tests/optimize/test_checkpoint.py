@@ -22,12 +22,15 @@ FILES = {
 }
 UNET = {"sample_size": 8, "block_out_channels": [16, 32], "cross_attention_dim": 32, "in_channels": 4}
 
+VAE = {"block_out_channels": [8, 16, 16], "latent_channels": 4}
+CLIP = {"embed_dim": 16, "vision_cfg": {"image_size": 16}, "text_cfg": {"context_length": 12, "vocab_size": 60}}
+
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
     """The files of a checkpoint, with one small tensor a network."""
     root = tmp_path / "model"
-    configs = {"text_encoder": {"max_position_embeddings": 12, "vocab_size": 60}, "unet": UNET, "vae": {"block_out_channels": [8, 16, 16]}}
+    configs = {"text_encoder": {"max_position_embeddings": 12, "vocab_size": 60}, "unet": UNET, "vae": VAE}
     for weights in FILES:
         (root / weights).parent.mkdir(parents=True)
         save_file({"w": np.ones(4, np.float16)}, root / weights)
@@ -44,6 +47,12 @@ def root(tmp_path: Path) -> Path:
 
 def edit(path: Path, **changes: object) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def add_clip(root: Path, model: object) -> None:
+    (root / "clip").mkdir()
+    save_file({"w": np.ones(4, np.float16)}, root / "clip" / "open_clip_model.safetensors")
+    (root / "clip" / "open_clip_config.json").write_text(json.dumps({"model_cfg": model}))
 
 
 def test_sizes_come_from_the_configs(root: Path) -> None:
@@ -111,6 +120,70 @@ def test_what_is_wrong_is_named(root: Path, spoil: Callable[[Path], object], say
         open_checkpoint(root)
     assert "\n" not in caught.value.message
     assert caught.value.remedy
+
+
+READ = {
+    "text_encoder": ("max_position_embeddings", "vocab_size"),
+    "unet": ("sample_size", "block_out_channels", "cross_attention_dim"),
+    "vae": ("block_out_channels", "latent_channels"),
+}
+
+
+@pytest.mark.parametrize(("part", "key"), [(part, key) for part, keys in READ.items() for key in keys])
+def test_every_key_that_a_build_reads_must_be_there(root: Path, part: str, key: str) -> None:
+    path = root / part / "config.json"
+    config = json.loads(path.read_text())
+    del config[key]
+    path.write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match=rf"{part}/config\.json has no {key} ") as caught:
+        open_checkpoint(root)
+    assert "save the checkpoint again" in caught.value.remedy
+
+
+@pytest.mark.parametrize(
+    ("part", "key", "value"),
+    [
+        *((part, key, value) for part, keys in READ.items() for key in keys for value in (None, 0, "wide", [], {}, [3, None], 1.5)),
+        ("unet", "sample_size", [8]),
+        ("unet", "sample_size", True),
+        ("unet", "cross_attention_dim", [32, 64]),
+        ("unet", "encoder_hid_dim", "32"),
+        ("vae", "latent_channels", 16),
+        ("vae", "scaling_factor", None),
+        ("vae", "scaling_factor", float("nan")),
+        ("vae", "shift_factor", "0"),
+    ],
+)
+def test_every_key_that_a_build_reads_must_be_usable(root: Path, part: str, key: str, value: object) -> None:
+    edit(root / part / "config.json", **{key: value})
+    with pytest.raises(CheckpointError, match=rf"{part}/config\.json has {key} = ") as caught:
+        open_checkpoint(root)
+    assert "\n" not in caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("model", "says"),
+    [
+        (None, "has model_cfg = None"),
+        (CLIP | {"vision_cfg": None}, r"has model_cfg\.vision_cfg = None"),
+        ({key: value for key, value in CLIP.items() if key != "embed_dim"}, r"has no model_cfg\.embed_dim"),
+        ({key: value for key, value in CLIP.items() if key != "text_cfg"}, r"has no model_cfg\.text_cfg"),
+        (CLIP | {"vision_cfg": {}}, r"has no model_cfg\.vision_cfg\.image_size"),
+        (CLIP | {"text_cfg": {"context_length": "77"}}, r"has model_cfg\.text_cfg\.context_length = '77'"),
+    ],
+)
+def test_the_clip_config_is_read_as_strictly(root: Path, model: object, says: str) -> None:
+    add_clip(root, model)
+    with pytest.raises(CheckpointError, match=says) as caught:
+        open_checkpoint(root)
+    assert "open_clip" in caught.value.remedy
+
+
+def test_lists_and_open_clips_defaults_are_taken(root: Path) -> None:
+    edit(root / "unet" / "config.json", sample_size=[8, 12], cross_attention_dim=[32, 32])
+    edit(root / "vae" / "config.json", scaling_factor=1, shift_factor=None)
+    add_clip(root, {"embed_dim": 16, "vision_cfg": {"image_size": [16, 16]}, "text_cfg": {}})
+    assert open_checkpoint(root).native_size == (32, 48)
 
 
 def test_truncated_weights_are_refused(root: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +57,14 @@ def test_inputs_and_outputs_are_the_contract(graphs: dict[str, bytes], name: str
     assert {v.name: (v.type.tensor_type.elem_type, dims(v)) for v in graph.input} == {k: (ELEMENT[t], d) for k, (t, d) in inputs.items()}
     assert {v.name: dims(v) for v in graph.output} == outputs
     assert all(v.type.tensor_type.elem_type == TensorProto.FLOAT for v in graph.output)
+
+
+@pytest.mark.parametrize(("changes", "dim"), [({"cross_attention_dim": [32, 32]}, 32), ({"encoder_hid_dim": 48}, 48)])
+def test_text_states_are_as_wide_as_the_unet_reads(opened: Any, changes: dict[str, Any], dim: int) -> None:
+    unet = dataclasses.replace(opened.parts["unet"], config=opened.parts["unet"].config | changes)
+    found = specs(dataclasses.replace(opened, parts=opened.parts | {"unet": unet}))
+    assert found["unet"].inputs[2].shape == ("batch", "tokens", dim)
+    assert found["text_encoder"].output.shape == ("batch", "tokens", dim)
 
 
 @pytest.mark.parametrize("name", COMPONENTS)

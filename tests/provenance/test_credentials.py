@@ -100,6 +100,35 @@ def test_resampling_is_an_action_of_its_own(do_sign: Callable[..., Signed], own:
     assert actions[1]["parameters"] == {"com.platemark.filter": "lanczos", "com.platemark.from": "160x128"}
 
 
+@pytest.mark.parametrize(
+    ("rendered", "action", "done"),
+    [
+        ((320, 320), "allow", ("c2pa.cropped", "c2pa.resized")),
+        ((640, 768), "allow", ("c2pa.resized",)),
+        ((320, 640), "flag", ("c2pa.cropped",)),  # a cut alone: nothing was resampled
+        (None, "blur", ("c2pa.filtered",)),
+        ((320, 320), "blur", ("c2pa.cropped", "c2pa.resized", "c2pa.filtered")),
+        (None, "allow", ()),
+    ],
+)
+def test_every_edit_is_an_action_in_its_order(
+    do_sign: Callable[..., Signed], own: Identity, anchors: bytes, rendered: Any, action: str, done: tuple[str, ...]
+) -> None:
+    decision = {"action": action, "policy_id": "standard", "policy_sha256": "12" * 32}
+    one = do_sign(own, resampled_from=rendered, delivered_size=(320, 384), decision=decision)
+    report = read(one.data, "image/png", anchors)
+    assert report.state == "valid"
+    assert report.failures == ()
+    assert report.actions == ("c2pa.created", *done, "c2pa.watermarked.bound")
+    assert report.digital_source_type == DIGITAL_SOURCE_TYPE
+    (manifest,) = raw(one.data)["manifests"].values()
+    claimed = next(a["data"] for a in manifest["assertions"] if a["label"] == "c2pa.actions.v2")
+    assert claimed["allActionsIncluded"] is True
+    for entry in claimed["actions"][1:-1]:
+        assert entry["digitalSourceType"].endswith("/algorithmicallyEnhanced")
+        assert entry["parameters"].get("com.platemark.filter") == {"c2pa.resized": "lanczos", "c2pa.filtered": "blur"}.get(entry["action"])
+
+
 def test_without_a_watermark_none_is_claimed(do_sign: Callable[..., Signed], own: Identity, anchors: bytes) -> None:
     report = read(do_sign(own, payload=None).data, "image/png", anchors)
     assert report.actions == ("c2pa.created",)

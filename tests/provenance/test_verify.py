@@ -101,6 +101,33 @@ def test_a_wrong_key_does_not_detect(stamped: dict[str, Stamped], tmp_path: Path
     assert 0 < report.layers["watermark"]["p_value"] <= 1
 
 
+def test_the_p_value_is_corrected_for_the_number_of_keys(
+    make_picture: Callable[..., np.ndarray], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from platemark.provenance import verify as verifier
+    from platemark.provenance.keyring import add_keys, new_key
+    from platemark.provenance.watermark.detect import Detection
+
+    add_keys(tmp_path, [new_key(development=False) for _ in range(3)])
+    picture, chances = encode(make_picture(5, 64, 64)), iter(())
+
+    def found(array: np.ndarray, key: Any) -> Detection:
+        p_value = next(chances)
+        return Detection("inconclusive" if p_value < 1e-4 else "not-detected", None, p_value, key.key_id, "pixel", None, {}, 1, 0.0)
+
+    monkeypatch.setattr(verifier, "detect", found)
+    for values, state, p_value in [
+        ((0.5, 0.02, 0.9), "not-detected", 0.06),
+        ((0.5, 0.6, 0.9), "not-detected", 1.0),
+        ((0.5, 2e-5, 0.9), "inconclusive", 6e-5),
+        ((0.5, 5e-5, 0.9), "not-detected", 1.5e-4),  # under the bound with one key, not with three
+    ]:
+        chances = iter(values)
+        report = verify(picture, home=tmp_path)
+        assert report.layers["watermark"] == {"state": state, "p_value": pytest.approx(p_value), "keys_tried": 3}
+        assert any("corrected for the 3 keys tried" in sentence for sentence in report.summary)
+
+
 def test_an_imported_key_reads(stamped: dict[str, Stamped], home: Path, tmp_path: Path) -> None:
     export_keys(tmp_path / "wm.json", home)
     init_keys(tmp_path / "there")
@@ -160,7 +187,10 @@ def test_truncated_files_are_corrupt(stamped: dict[str, Stamped], home: Path, fi
     data = stamped[file_format].data
     report = verify(data[: int(len(data) * part)], home=home)
     assert report.verdict == "corrupt"
-    assert report.layers["watermark"]["state"] == "unreadable"
+    for name in ("watermark", "metadata"):
+        assert report.layers[name]["state"] == "unreadable"
+        assert report.layers[name]["remedy"] == "get an undamaged copy"
+    assert report.summary[0] == f"The {file_format.upper()} picture is damaged or cut short; get an undamaged copy."
 
 
 def test_a_broken_manifest_is_corrupt(stamped: dict[str, Stamped], home: Path) -> None:
@@ -259,6 +289,7 @@ def test_xmp_alone_is_an_unsigned_claim_and_other_texts_are_none(home: Path, sta
     assert verify(saved(make_picture(7), "png", pnginfo=info), home=home).verdict == "none"
     report = verify(encode(make_picture(7), "png", xmp=b"<!DOCTYPE x><x/>"), home=home)
     assert report.layers["metadata"]["state"] == "unreadable"
+    assert report.layers["metadata"]["remedy"] == "the rest of the file can still be read"
 
 
 def test_what_is_no_picture_is_an_error(home: Path, tmp_path: Path) -> None:
@@ -275,6 +306,7 @@ def test_a_damaged_registry_or_key_is_named(stamped: dict[str, Stamped], home: P
     report = verify(stamped["png"].data, home=tmp_path)
     assert report.verdict == "trusted"
     assert report.layers["registry"]["state"] == "unavailable"
+    assert report.layers["registry"]["remedy"] in report.summary[-1]
     (tmp_path / "keys" / "watermark.json").write_bytes(b"rubbish")
     with pytest.raises(ProvenanceUnavailable, match=r"watermark\.json"):
         verify(stamped["png"].data, home=tmp_path)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
+from typing import Any
 from xml.etree import ElementTree
 
 import pytest
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 
 from platemark.errors import ImageError, PlatemarkError
 from platemark.provenance.record import DIGITAL_SOURCE_TYPE, Facts
-from platemark.provenance.xmp import read_xmp, resampling_note, write_xmp
+from platemark.provenance.xmp import processing_note, read_xmp, write_xmp
 
 Make = Callable[..., Facts]
 HEAD = (
@@ -40,8 +41,28 @@ def test_round_trip(make_facts: Make) -> None:
     }
 
 
-def test_resampling_is_said_only_where_it_was_done(make_facts: Make) -> None:
-    assert resampling_note(make_facts(), (512, 512)) is None
+BLUR = {"action": "blur", "policy_id": "standard", "policy_sha256": "12" * 32}
+
+
+@pytest.mark.parametrize(
+    ("rendered", "decision", "said"),
+    [
+        ((128, 160), {}, "rendered at 160x128, resampled to 640x512 by Lanczos"),
+        ((512, 512), {}, "rendered at 512x512, cropped and resampled to 640x512 by Lanczos"),
+        ((512, 1024), {}, "rendered at 1024x512, cropped to 640x512"),
+        ((512, 641), {}, "rendered at 641x512, cropped and resampled to 640x512 by Lanczos"),  # half a pixel each side
+        ((128, 160), BLUR, "rendered at 160x128, resampled to 640x512 by Lanczos, blurred by the policy"),
+        (None, BLUR, "blurred by the policy"),
+    ],
+)
+def test_what_was_done_to_the_picture_is_said(make_facts: Make, rendered: Any, decision: dict[str, str], said: str) -> None:
+    facts = make_facts(resampled_from=rendered, decision=decision)
+    assert processing_note(facts, (512, 640)) == said
+    assert read_xmp(packet(facts))["processing"] == said
+
+
+def test_nothing_is_said_where_nothing_was_done(make_facts: Make) -> None:
+    assert processing_note(make_facts(), (512, 512)) is None
     assert "processing" not in read_xmp(packet(make_facts()))
 
 

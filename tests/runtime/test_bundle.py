@@ -167,6 +167,26 @@ def test_any_bytes_open_or_are_refused(tmp_path_factory: pytest.TempPathFactory,
     refusal(root)
 
 
+def test_a_folder_is_read_only_where_its_files_are_listed(copy: Path) -> None:
+    bundle = open_bundle(copy)
+    assert bundle.folder("tokenizer", ["vocab.json", "tokenizer.json"]) == copy.resolve() / "tokenizer"
+    (copy / "tokenizer" / "tokenizer.json").symlink_to("nowhere yet")
+    with pytest.raises(BundleError, match=r"tokenizer/tokenizer\.json"):
+        bundle.folder("tokenizer", ["vocab.json", "tokenizer.json"])
+
+
+def test_names_are_lines_of_a_listed_file(copy: Path, rewrite_manifest: Rewrite) -> None:
+    (copy / "names.txt").write_text("red apple\n\n grüner Apfel \n", encoding="utf-8")
+    assert open_bundle(copy).names() == ()
+    rewrite_manifest(copy)
+    assert open_bundle(copy).names() == ("red apple", " grüner Apfel ")
+    (copy / "names.txt").write_bytes(b"red apple\n\xff\n")
+    rewrite_manifest(copy)
+    with pytest.raises(BundleError, match=r"names\.txt") as caught:
+        open_bundle(copy).names()
+    assert "UTF-8" in caught.value.message
+
+
 def test_bundles_do_not_change(miniature: Path) -> None:
     bundle = open_bundle(miniature)
     with pytest.raises(AttributeError):

@@ -209,6 +209,25 @@ def test_what_the_prompt_lost_is_said(pipeline: Pipeline) -> None:
     assert pipeline.generate(request(pipeline)).truncated == ()
 
 
+def test_notes_say_what_was_not_used(pipeline: Pipeline) -> None:
+    assert pipeline.generate(request(pipeline, negative_prompt="dog")).notes == ()
+    assert pipeline.generate(request(pipeline, guidance_scale=1.0, negative_prompt=" ")).notes == ()
+    output = pipeline.generate(request(pipeline, prompt="cat " * 11, negative_prompt="dog " * 13))
+    assert output.notes == (
+        "the last 3 tokens of the negative prompt did not fit the text encoder and were not used",
+        "the last token of the prompt did not fit the text encoder and was not used",
+    )
+
+
+@pytest.mark.parametrize("scale", [0.0, 1.0])
+def test_a_negative_prompt_without_guidance_is_said_to_be_unused(pipeline: Pipeline, scale: float) -> None:
+    output = pipeline.generate(request(pipeline, prompt="cat " * 12, guidance_scale=scale, negative_prompt="dog " * 13))
+    assert output.notes == (
+        "the last 2 tokens of the prompt did not fit the text encoder and were not used",
+        "the negative prompt was not used: it needs a guidance scale above 1",
+    )
+
+
 @pytest.mark.parametrize("component", ["text_encoder", "unet", "vae_decoder"])
 def test_nan_from_any_network_is_a_render_error(pipeline: Pipeline, component: str) -> None:
     def poison(value: np.ndarray) -> np.ndarray:

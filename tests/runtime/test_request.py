@@ -67,6 +67,15 @@ def test_values_out_of_range_are_refused_by_name(manifest: Manifest, field: str,
     assert len(str(caught.value)) < 300
 
 
+def test_the_pixels_of_one_request_are_bounded(manifest: Manifest) -> None:
+    for n, height, width in ((8, 4096, 4096), (64, 1024, 2048), (1, 4096, 4096)):
+        assert GenerationRequest.make(manifest, prompt="a cat", n=n, height=height, width=width).n == n
+    for n, height, width in ((64, 4096, 4096), (9, 4096, 4096), (64, 1024, 2049)):
+        with pytest.raises(InputError, match=f"{n} of {height} x {width}") as caught:
+            GenerationRequest.make(manifest, prompt="a cat", n=n, height=height, width=width)
+        assert caught.value.remedy == "ask for fewer pictures or a smaller size"
+
+
 def test_unknown_settings_are_refused(manifest: Manifest) -> None:
     with pytest.raises(InputError, match="strength"):
         GenerationRequest.make(manifest, prompt="a cat", strength=0.5)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import sys
 from collections.abc import Callable, Mapping
@@ -93,11 +94,43 @@ def write_clip_folder(folder: Path, **changes: Any) -> Path:
     return folder
 
 
+def write_bundle(root: Path) -> Path:
+    """Makes `root`, which holds a CLIP folder, a bundle of nothing else: a manifest that lists every file there is now."""
+    comparisons = [{"shapes": {"x": [n]}, "max_abs_error": 0.0, "rel_l2_error": 0.0, "cosine": 1.0} for n in (1, 2)]
+    parity = {"reference": "torch", "backend": "onnxruntime", "bound_rel_l2": 1e-3, "comparisons": comparisons}
+    graphs = {f"clip_{tower}": f"clip/{tower}.onnx" for tower in ("image", "text")}
+    files = sorted(path for path in root.rglob("*") if path.is_file() and path.name != "bundle.json")
+    end = {"prompt": "cat", "seed": 0, "num_inference_steps": 4, "guidance_scale": 3.0, "height": 64, "width": 64}
+    manifest = {
+        "format_version": 1,
+        "name": "colours",
+        "family": "sd",
+        "created_with": "platemark test",
+        "source": {"checkpoint": "none", "weights": {}},
+        "files": {path.relative_to(root).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files},
+        "components": {
+            name: {"graph": graph, "weights": [], "precision": "fp32", "opset": 18, "parity": parity} for name, graph in graphs.items()
+        },
+        "end_to_end": {**end, "reference": "torch", "psnr": 80.0, "bound_psnr": 60.0},
+        "native_size": [64, 64],
+        "output_size": [64, 64],
+        "latent_channels": 4,
+        "vae_scale_factor": 8,
+        "scaling_factor": 1.0,
+        "shift_factor": 0.0,
+        "max_tokens": 12,
+        "default_steps": 4,
+        "default_guidance": 3.0,
+    }
+    (root / "bundle.json").write_text(json.dumps(manifest))
+    return root
+
+
 def picture(colour: tuple[int, int, int], height: int = 32, width: int = 32) -> NDArray[np.uint8]:
     """A picture of one colour with a faint texture (a flat one is a render error)."""
     image = np.empty((height, width, 3), np.uint8)
     image[:] = colour
-    image[::2, ::2] ^= 1
+    image[::2, ::2] ^= 4
     return image
 
 

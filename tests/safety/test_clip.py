@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 
 from platemark.errors import EngineError, SafetyUnavailable
 from platemark.safety.clip import ClipFilter, ClipModel, Preprocess, contrast, pixel_values, square
+from platemark.safety.embeddings import cached_embeddings
 
 CONCEPTS = {"alarm": ("red",), "caution": ("yellow", "red")}
 RED, GREEN, YELLOW, WHITE = (250, 10, 10), (10, 250, 10), (250, 250, 10), (254, 254, 254)
@@ -185,6 +187,48 @@ def test_texts_are_embedded_once_and_a_bad_cache_is_made_anew(clip_folder: Path,
         np.testing.assert_allclose(repaired, first, rtol=1e-6)
         assert calls >= many
         np.testing.assert_array_equal(np.load(file), rows)
+
+
+@pytest.mark.parametrize(("row", "forged"), [(0, False), (5, False), (20, False), (0, True), (4, True), (5, True), (29, True)])
+def test_a_replaced_row_is_noticed(tmp_path: Path, row: int, forged: bool) -> None:
+    """Rows 0 … 5 are concepts: they and the last are not believed even where the file's own sha256 fits."""
+    texts = [f"text {i}" for i in range(30)]
+    table = np.random.default_rng(0).normal(size=(30, 8)).astype(np.float32)
+    table /= np.linalg.norm(table, axis=1, keepdims=True)
+    asked: list[int] = []
+
+    def embed(some: Sequence[str]) -> NDArray[np.float32]:
+        asked.append(len(some))
+        return table[[texts.index(text) for text in some]]
+
+    def rows(folder: Path, own: Any = embed) -> NDArray[np.float32]:
+        return cached_embeddings(own, texts, "model", folder, probes=6)
+
+    rows(tmp_path / "cache")
+    assert (rows(tmp_path / "cache") == table).all()
+    assert asked == [30, 7]
+    wrong = table.copy()
+    wrong[row] = table[28]
+    (file,) = (tmp_path / "cache").iterdir()
+    rows(tmp_path / "wrong", lambda some: wrong)
+    (whole,) = (tmp_path / "wrong").iterdir()
+    file.write_bytes(whole.read_bytes() if forged else whole.read_bytes()[:-32] + file.read_bytes()[-32:])
+    np.testing.assert_array_equal(rows(tmp_path / "cache"), table)
+    assert asked[-1] == 30
+
+
+def test_every_concept_of_the_policy_is_embedded_anew(clip_folder: Path, tmp_path: Path, colours: Any) -> None:
+    seen: list[str] = []
+
+    def tokens(texts: list[str]) -> Any:
+        seen.extend(texts)
+        return colours.colour_tokens(texts)
+
+    model = ClipModel.load(clip_folder, colours.ColourTower("image"), colours.ColourTower("text"), tokens)
+    for _ in range(2):
+        seen.clear()
+        ClipFilter(model, {"one": colours.WORDS[:4], "two": colours.WORDS[2:]}, [f"thing {i}" for i in range(9)], tmp_path / "cache")
+    assert seen == [*colours.WORDS, "thing 8"]
 
 
 def test_a_cache_that_cannot_be_written_costs_nothing_but_time(model: ClipModel, tmp_path: Path, colours: Any) -> None:

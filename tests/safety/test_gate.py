@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from platemark.errors import PlatemarkError, RenderError, SafetyUnavailable
 from platemark.safety.clip import ConceptScore
 from platemark.safety.decision import Action, Decision
-from platemark.safety.gate import Gate, apply_action, gate_for_clip, gate_for_folder
+from platemark.safety.gate import Gate, apply_action, gate_for_clip
 from platemark.safety.policy import Policy, load_policy, parse_policy
 from platemark.safety.prompt import PromptCheck
 
@@ -152,26 +152,29 @@ def test_wrong_arrays_and_flat_renders(gate: Gate, colours: Any) -> None:
     for flat in (np.zeros((16, 16, 3), np.uint8), np.full((16, 16, 3), 255, np.uint8)):
         with pytest.raises(RenderError):
             gate.check_image(flat)
+    nearly = np.full((16, 16, 3), 77, np.uint8)
+    nearly[3:9, 4] += 2
+    with pytest.raises(RenderError, match="flat"):
+        gate.check_image(nearly)
+    nearly[5, 5, 1] += 3
+    assert gate.check_image(nearly).stage == "output_image"
 
 
 @pytest.mark.parametrize("preset", ["strict", "standard", "research"])
 def test_a_policy_with_image_checks_needs_a_filter(preset: str) -> None:
-    with pytest.raises(SafetyUnavailable, match="no image filter"):
+    with pytest.raises(SafetyUnavailable, match="no image filter") as caught:
         Gate(load_policy(preset))
+    assert caught.value.remedy.startswith("put an open_clip folder at clip/ in the checkpoint and rebuild")
 
 
 def test_a_missing_clip_folder_refuses(colour_policy: Policy, tmp_path: Path, colours: Any) -> None:
     with pytest.raises(SafetyUnavailable, match="lacks"):
         gate_for_clip(colour_policy, tmp_path / "none", colours.ColourTower("image"), colours.ColourTower("text"), colours.colour_tokens)
-    with pytest.raises(SafetyUnavailable):
-        gate_for_folder(colour_policy, tmp_path / "none")
-    with pytest.raises(SafetyUnavailable, match="no image filter"):
-        gate_for_folder(colour_policy, None)
 
 
-def test_checks_that_the_policy_leaves_out_are_stated(colours: Any, tmp_path: Path) -> None:
+def test_checks_that_the_policy_leaves_out_are_stated(colours: Any) -> None:
     off = colours.POLICY.replace("image_checks = true", "image_checks = false").replace("prompt_checks = true", "prompt_checks = false")
-    gate = gate_for_folder(parse_policy(off.encode(), "off.toml"), tmp_path / "none")
+    gate = Gate(parse_policy(off.encode(), "off.toml"))
     for decision, key in ((gate.check_image(colours.picture(RED)), "image_checks"), (gate.check_prompt("red"), "prompt_checks")):
         assert decision.allowed
         assert [(r.category, r.code, r.evidence) for r in decision.reasons] == [("policy", "checks_off", f"{key} = false")]

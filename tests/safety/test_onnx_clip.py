@@ -1,4 +1,4 @@
-"""The whole image check from a CLIP folder on disk: two tiny ONNX towers, ONNX Runtime, the CLIP tokenizer."""
+"""The whole image check from a bundle on disk: two tiny ONNX towers, ONNX Runtime, the CLIP tokenizer."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from platemark.errors import SafetyUnavailable
+from platemark.errors import BundleError, SafetyUnavailable
+from platemark.runtime.bundle import open_bundle
 from platemark.safety.decision import Action
-from platemark.safety.gate import gate_for_folder
-from platemark.safety.policy import Policy
+from platemark.safety.gate import Gate, gate_for_bundle
+from platemark.safety.policy import Policy, parse_policy
 
 pytestmark = pytest.mark.torch  # the package onnx comes with the extra 'build'
 
@@ -94,12 +95,61 @@ def folder(clip_folder: Path, colours: Any) -> Path:
     return clip_folder
 
 
-@pytest.mark.parametrize("vocabulary", [NAMES, []])
-def test_a_folder_on_disk_becomes_a_gate(folder: Path, colour_policy: Policy, colours: Any, vocabulary: list[str]) -> None:
-    gate = gate_for_folder(colour_policy, folder, vocabulary, folder / "cache")
+def gate_of(folder: Path, policy: Policy, colours: Any) -> Gate:
+    """The gate of a bundle that lists the CLIP folder's files as they are."""
+    return gate_for_bundle(policy, open_bundle(colours.write_bundle(folder.parent)))
+
+
+@pytest.mark.parametrize("vocabulary", [NAMES, [], None])
+def test_a_bundle_on_disk_becomes_a_gate(
+    folder: Path, colour_policy: Policy, colours: Any, tmp_path_factory: pytest.TempPathFactory, vocabulary: list[str] | None
+) -> None:
+    (folder.parent / "names.txt").write_text("\n".join([*NAMES, "", " "]))
+    bundle = open_bundle(colours.write_bundle(folder.parent))
+    gate = gate_for_bundle(colour_policy, bundle, vocabulary, tmp_path_factory.mktemp("cache"))
     blocked = gate.check_image(colours.picture(RED, 48, 20))
     assert (blocked.action, blocked.reasons[0].evidence) == (Action.BLOCK, "red")
-    assert gate.check_image(colours.picture(GREEN if vocabulary else WHITE)).action is Action.ALLOW
+    assert gate.check_image(colours.picture(WHITE if vocabulary == [] else GREEN)).action is Action.ALLOW
+
+
+def test_a_bundle_without_clip_needs_a_policy_without_image_checks(folder: Path, colour_policy: Policy, colours: Any) -> None:
+    root = colours.write_bundle(folder.parent)
+    manifest = json.loads((root / "bundle.json").read_text())
+    (root / "bundle.json").write_text(json.dumps(manifest | {"components": {}}))
+    off = parse_policy(colours.POLICY.replace("image_checks = true", "image_checks = false").encode(), "off.toml")
+    assert gate_for_bundle(off, open_bundle(root)).check_image(colours.picture(RED)).allowed
+    with pytest.raises(SafetyUnavailable, match="no image filter"):
+        gate_for_bundle(colour_policy, open_bundle(root))
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"])
+def test_a_clip_file_dropped_in_is_refused(folder: Path, colour_policy: Policy, colours: Any, name: str) -> None:
+    root = colours.write_bundle(folder.parent)
+    (folder / name).write_text("{}")
+    with pytest.raises(BundleError, match=f"clip/{name}"):
+        gate_for_bundle(colour_policy, open_bundle(root))
+
+
+@pytest.mark.parametrize("name", ["clip/golden.json", "clip/preprocess.json", "clip/vocab.json", "clip/merges.txt"])
+def test_a_clip_file_that_the_bundle_does_not_list_is_refused(folder: Path, colour_policy: Policy, colours: Any, name: str) -> None:
+    root = colours.write_bundle(folder.parent)
+    manifest = json.loads((root / "bundle.json").read_text())
+    del manifest["files"][name]
+    (root / "bundle.json").write_text(json.dumps(manifest))
+    with pytest.raises(BundleError, match=name):
+        gate_for_bundle(colour_policy, open_bundle(root))
+
+
+def test_graphs_are_those_that_the_bundle_names(folder: Path, colour_policy: Policy, colours: Any) -> None:
+    root = colours.write_bundle(folder.parent)
+    manifest = json.loads((root / "bundle.json").read_text())
+    manifest["files"]["towers/text.onnx"] = manifest["files"].pop("clip/text.onnx")
+    manifest["components"]["clip_text"]["graph"] = "towers/text.onnx"
+    (root / "bundle.json").write_text(json.dumps(manifest))
+    (root / "towers").mkdir()
+    (folder / "text.onnx").rename(root / "towers" / "text.onnx")
+    (folder / "text.onnx").write_bytes(b"not listed, hence not read")
+    assert gate_for_bundle(colour_policy, open_bundle(root)).check_image(colours.picture(RED)).action is Action.BLOCK
 
 
 def test_a_graph_with_other_weights_does_not_score(
@@ -109,17 +159,19 @@ def test_a_graph_with_other_weights_does_not_score(
     monkeypatch.setattr(colours, "INK", colours.INK[::-1])
     text_tower(folder / "text.onnx", colours, words)
     with pytest.raises(SafetyUnavailable, match="text tower does not give its golden embedding"):
-        gate_for_folder(colour_policy, folder, NAMES)
+        gate_of(folder, colour_policy, colours)
 
 
 @pytest.mark.parametrize("name", ["image.onnx", "text.onnx", "vocab.json", "merges.txt", "preprocess.json", "golden.json"])
 @pytest.mark.parametrize("damage", ["missing", "truncated", "noise"])
-def test_every_file_is_needed_whole(folder: Path, colour_policy: Policy, name: str, damage: str) -> None:
+def test_every_file_is_needed_whole(folder: Path, colour_policy: Policy, colours: Any, name: str, damage: str) -> None:
     file = folder / name
     data = file.read_bytes()
-    if damage == "missing":
+    if damage == "missing" and name.endswith(".onnx"):
+        file.write_bytes(b"")  # a graph that is not there is refused when the bundle is opened
+    elif damage == "missing":
         file.unlink()
     else:
         file.write_bytes(data[: len(data) // 3] if damage == "truncated" else bytes(range(256)) * 4)
     with pytest.raises(SafetyUnavailable):
-        gate_for_folder(colour_policy, folder, NAMES)
+        gate_of(folder, colour_policy, colours)
