@@ -190,6 +190,9 @@ def _read_manifest(root: Path) -> bytes:
     try:
         with (root / MANIFEST).open("rb") as file:
             data = file.read(_MANIFEST_LIMIT + 1)
+    except FileNotFoundError as error:
+        message = f"{str(root)!r} holds no {MANIFEST}: it is no bundle, or its build was interrupted"
+        raise BundleError(message, "run `platemark build` (again)") from error
     except OSError as error:
         message = f"{MANIFEST} cannot be read: {error.strerror}"
         raise BundleError(message, "a bundle is a folder that `platemark build` made") from error
