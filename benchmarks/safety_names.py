@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.whole_process import machine
+import numpy as np
+
 from platemark.errors import RenderError
 from platemark.models import embedded
 from platemark.runtime.bundle import Bundle, open_bundle
@@ -55,6 +57,20 @@ def outcomes(pipeline: Pipeline, gate: Gate, names: Iterable[str], seeds: range,
     return found
 
 
+def kept_outcomes(gate: Gate, names: list[str], leave_out: set[str], file: Path) -> list[Outcome]:
+    """Checks the pictures that `training.evaluate --pictures` kept: name i with seed i, at the native size."""
+    kept = np.load(file, allow_pickle=False)
+    found = []
+    for i, picture in zip(kept["index"].tolist(), kept["pictures"], strict=True):
+        if names[i] in leave_out:
+            continue
+        try:
+            found.append(Outcome(names[i], i, gate.check_image(picture)))
+        except RenderError:
+            found.append(Outcome(names[i], i, None))
+    return found
+
+
 def row(label: str, bound: str, found: list[Outcome]) -> str:
     """A line of the table; the last column names the exceptions with their scores."""
     blocked = [o for o in found if o.blocked]
@@ -67,16 +83,21 @@ def row(label: str, bound: str, found: list[Outcome]) -> str:
     return f"| {label} | {len({o.name for o in found})} | {len(found)} | {failed} | {len(blocked)} | {share} | {bound} | {listed or '–'} |"
 
 
-def measure(bundle: Bundle, policy_name: str | None, category: str, seeds: int, limit: int | None, steps: int | None) -> str:
-    """The whole table."""
+def measure(
+    bundle: Bundle, policy_name: str | None, category: str, seeds: int, limit: int | None, steps: int | None, pictures: Path | None
+) -> str:
+    """The whole table; all other names' pictures come from the file `pictures` where there is one."""
     policy = load_policy(policy_name)
-    names = bundle.names()
+    names = list(bundle.names())
     concepts = {concept for rule in policy.image_rules.values() for concept in rule.concepts}
     own = [name for name in names if name in policy.image_rules[category].concepts]
     gate = gate_for_bundle(policy, bundle)
     pipeline = Pipeline.load(bundle)
     inside = outcomes(pipeline, gate, own, range(seeds), steps)
-    outside = outcomes(pipeline, gate, [name for name in names if name not in concepts][:limit], range(1), steps)
+    if pictures is not None:
+        outside = kept_outcomes(gate, names, concepts, pictures)
+    else:
+        outside = outcomes(pipeline, gate, [name for name in names if name not in concepts][:limit], range(1), steps)
     return "\n".join(
         [
             f"Policy `{policy.id}` ({policy.sha256[:12]}), category `{category}`, bundle `{bundle.manifest.name}`, "
@@ -98,9 +119,10 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=5, help="seeds for each name of the category")
     parser.add_argument("--limit", type=int, help="only the first N other names")
     parser.add_argument("--steps", type=int, help="default: the bundle's")
+    parser.add_argument("--pictures", type=Path, help="take all other names' pictures from this file of training.evaluate")
     parser.add_argument("--table", type=Path, help="write the table here, e.g. benchmarks/results/safety_names.md")
     args = parser.parse_args()
-    table = measure(open_bundle(args.bundle), args.policy, args.category, args.seeds, args.limit, args.steps)
+    table = measure(open_bundle(args.bundle), args.policy, args.category, args.seeds, args.limit, args.steps, args.pictures)
     print(table)
     if args.table:
         command = shlex.join(["python", "-m", "benchmarks.safety_names", *sys.argv[1:]])

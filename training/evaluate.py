@@ -1,6 +1,6 @@
 """Measures the shipped bundle and writes the committed table and the contact sheet.
 
-    python -m training.evaluate [--bundle DIR] [--steps 20] [--every 1]
+    python -m training.evaluate [--bundle DIR] [--steps 12] [--every 1]
 
 For every name: generate with the plain name as prompt and the fixed seed of its index; the picture's 8×8 average-pooled colours are
 compared with those of all originals. Beside it: the same figures for the autoencoder's own reconstructions (the ceiling), its PSNR,
@@ -89,17 +89,20 @@ def clip_top1(bundle: Bundle, pictures: Pictures, index: NDArray[np.int64], name
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--bundle", type=Path, default=embedded())
-    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--steps", type=int, default=12)
     parser.add_argument("--guidance", type=float)
     parser.add_argument("--every", type=int, default=1, help="evaluate every n-th name only")
     parser.add_argument("--table", type=Path, help="write the table here, e.g. training/EVALUATION.md")
     parser.add_argument("--sheet", type=Path, help="write a contact sheet of 100 random names here")
+    parser.add_argument("--pictures", type=Path, help="keep the generated pictures here (.npz), for benchmarks.safety_names")
     args = parser.parse_args()
     bundle = open_bundle(args.bundle)
     glyphs = choose()
     originals, names = images(glyphs), [glyph.name for glyph in glyphs]
     index = np.arange(0, len(names), args.every)
     made = generated(bundle, [names[i] for i in index], args.steps, args.guidance)
+    if args.pictures:
+        np.savez_compressed(args.pictures, index=index, pictures=made)
     again = reconstructed(bundle, originals)
     top1, top5 = retrieval(made, index, originals)
     ceiling1, ceiling5 = retrieval(again, np.arange(len(names)), originals)

@@ -1,6 +1,6 @@
 """`python -m platemark`."""
 
-from platemark.cli import main
+from platemark.cli import entry
 
 if __name__ == "__main__":
-    main()
+    entry()
