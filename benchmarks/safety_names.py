@@ -15,9 +15,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.whole_process import machine
 import numpy as np
 
+from benchmarks.whole_process import machine
 from platemark.errors import RenderError
 from platemark.models import embedded
 from platemark.runtime.bundle import Bundle, open_bundle
