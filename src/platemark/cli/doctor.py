@@ -71,7 +71,7 @@ def examine() -> dict[str, Any]:
 
 
 def _backend(module: str, distribution: str, install: str) -> dict[str, Any]:
-    missing = {"usable": False, "version": None, "providers": [], "install": install}
+    missing: dict[str, Any] = {"usable": False, "version": None, "providers": [], "install": install}
     if importlib.util.find_spec(module) is None:
         return missing
     providers = ["cpu"]
