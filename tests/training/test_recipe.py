@@ -60,7 +60,7 @@ def test_the_pipeline_folder_loads_in_diffusers() -> None:
     import torch
     from diffusers import StableDiffusionPipeline
 
-    pipeline = StableDiffusionPipeline.from_pretrained(embedded(), torch_dtype=torch.float32)
+    pipeline = StableDiffusionPipeline.from_pretrained(embedded(), dtype=torch.float32)
     pipeline.set_progress_bar_config(disable=True)
     picture = pipeline("red apple", num_inference_steps=2, generator=torch.Generator().manual_seed(0), output_type="np").images[0]
     assert picture.shape == (128, 128, 3)
@@ -80,7 +80,7 @@ def test_open_clip_loads_the_clip_offline_and_its_text_tower_is_the_pipelines() 
     model, _, _ = open_clip.create_model_and_transforms(f"local-dir:{embedded() / 'clip'}")
     tokenize = open_clip.get_tokenizer(f"local-dir:{embedded() / 'clip'}")
     ids = tokenize(["a red apple", "crossed swords"])
-    tower = CLIPTextModel.from_pretrained(embedded() / "text_encoder", torch_dtype=torch.float32)
+    tower = CLIPTextModel.from_pretrained(embedded() / "text_encoder", dtype=torch.float32)
     with torch.no_grad():
         ours = text_states(model.eval(), ids)
         torch.testing.assert_close(ours, tower.eval()(ids).last_hidden_state, atol=2e-3, rtol=1e-3)
