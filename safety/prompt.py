@@ -1,100 +1,88 @@
 """The prompt check: the policy's terms, the built-in word lists, and rules for what only two words together say.
 
 It reads words, not meaning: it misses what is said without the words, and languages that it has no list for. Findings name the
-policy's own term or rule, never the user's text. An empty prompt is the caller's to refuse. Knows nothing of pictures.
+policy's own term or rule, never the user's text. An empty prompt is the caller's to refuse. Knows nothing of pictures or actions.
 """
 
 from __future__ import annotations
 
+import hashlib
+import time
 from collections.abc import Iterable
 from dataclasses import dataclass
+from importlib.resources import files
 
-from platemark.safety.decision import Action, Reason
 from platemark.safety.lexicon import Lexicon, Phrases, base_lexicon, found_in, near
 from platemark.safety.normalize import Views, views
-from platemark.safety.policy import Policy, PromptRule
-
-DETECTOR = "prompt_words"
+from platemark.safety.policy_model import Policy, PromptRule
+from platemark.safety.signals import Observation, PromptDetector, PromptKind, Signal
 
 
 @dataclass(frozen=True)
 class _Terms:
-    """What one category looks for. `code`: `policy_term` or `lexicon_term`."""
+    """What one category looks for. `code`: `policy_term`, `lexicon_term` or `negative_intent`."""
 
     category: str
     code: str
-    action: Action
     terms: Phrases
     exceptions: Phrases
 
-    def reasons(self, seen: Views, action: Action) -> list[Reason]:
+    def signals(self, seen: Views) -> list[Signal]:
         open_text = Views(tuple(self.exceptions.blank(text) for text in seen.texts), seen.runs)
-        return [_reason(self.category, self.code, action, term) for term in found_in(self.terms, open_text)]
+        return [Signal(self.category, self.code, 1.0, term) for term in found_in(self.terms, open_text)]
 
 
-@dataclass(frozen=True)
-class _Near:
-    category: str
-    name: str
-    action: Action
-    first: Phrases
-    second: Phrases
-    window: int
+class LexiconDetector:
+    """Words and rules. Stateless after construction, so safe to share between threads."""
 
-
-class PromptCheck:
-    """The prompt check of one policy. Stateless after construction, so safe to share between threads."""
+    name = "lexicon"
 
     def __init__(self, policy: Policy, lexicon: Lexicon | None = None) -> None:
         words = lexicon or base_lexicon()
+        self.model_sha256 = hashlib.sha256(files("platemark.safety").joinpath("data", "lexicon.toml").read_bytes()).hexdigest()
         rules = policy.prompt_rules
-        self.categories = tuple(rules)
-        self._terms = [terms for name, rule in rules.items() for terms in _terms(name, rule, words)]
+        names = dict.fromkeys((*rules, *words.categories))
+        self.categories = (*names, "undress_intent", "minor_term")
+        self._terms = [terms for name in names for terms in _terms(name, rules.get(name), words)]
         self._negative = [
-            _Terms(name, "intent_rule", rule.action, Phrases(words.categories[name].negative_terms), Phrases(()))
-            for name, rule in rules.items()
-            if rule.base_lexicon and name in words.categories
+            _Terms(name, "negative_intent", Phrases(entry.negative_terms), Phrases(())) for name, entry in words.categories.items()
         ]
-        lists = {name: Phrases(phrases) for name, phrases in words.lists.items()}
-        self._near = [
-            _Near(rule.category, rule.name, rules[rule.category].action, lists[rule.first], lists[rule.second], rule.window)
-            for rule in words.rules
-            if rule.category in rules and rules[rule.category].base_lexicon
-        ]
-        # A rule may cross categories, so a phrase that is harmless in any of them is no evidence for it.
+        self._lists = {name: Phrases(phrases) for name, phrases in words.lists.items()}
+        self._rules = words.rules
         everywhere = [entry.exceptions for entry in words.categories.values()] + [rule.exceptions for rule in rules.values()]
         self._harmless = Phrases(phrase for group in everywhere for phrase in group)
 
-    def prompt_reasons(self, prompt: str) -> list[Reason]:
-        """Every finding in the prompt: terms (`policy_term`, `lexicon_term`) and rules (`intent_rule`)."""
-        seen = views(prompt)
-        found = [reason for terms in self._terms for reason in terms.reasons(seen, terms.action)]
+    def observe(self, text: str, kind: PromptKind) -> Observation:
+        """Every term (`policy_term`, `lexicon_term`), rule (`intent_rule`) and tag found in the text."""
+        began = time.perf_counter()
+        seen = views(text)
+        found = [signal for terms in self._terms for signal in terms.signals(seen)]
+        found += self._by_rule(seen) if kind == "prompt" else [s for terms in self._negative for s in terms.signals(seen)]
+        return Observation(self.name, self.model_sha256, tuple(_once(found)), (time.perf_counter() - began) * 1000)
+
+    def _by_rule(self, seen: Views) -> list[Signal]:
         texts = [self._harmless.blank(text) for text in seen.texts]
-        rules = [rule for rule in self._near if any(near(rule.first, rule.second, rule.window, text) for text in texts)]
-        return _once(found + [_reason(rule.category, "intent_rule", rule.action, rule.name) for rule in rules])
-
-    def negative_reasons(self, negative_prompt: str) -> list[Reason]:
-        """Every finding in the negative prompt.
-
-        What it names is kept out of the picture, so a listed term there is flagged at most; a word whose absence asks for the category
-        ("clothes") has the category's full action.
-        """
-        seen = views(negative_prompt)
-        found = [reason for terms in self._terms for reason in terms.reasons(seen, min(terms.action, Action.FLAG, key=lambda a: a.rank))]
-        return _once(found + [reason for terms in self._negative for reason in terms.reasons(seen, terms.action)])
+        lists = self._lists
+        hits = [r for r in self._rules if any(near(lists[r.first], lists[r.second], r.window, text) for text in texts)]
+        found = [Signal(rule.category, "intent_rule", 1.0, rule.name) for rule in hits]
+        found += [Signal("undress_intent", "intent_rule", 1.0, r.name) for r in hits if r.name in ("undress_intent", "nudify_intent")]
+        minors = [hit for text in texts for hit in lists["minor"].find(text)]
+        return found + [Signal("minor_term", "lexicon_term", 1.0, term) for term in dict.fromkeys(minors)]
 
 
-def _terms(name: str, rule: PromptRule, words: Lexicon) -> list[_Terms]:
-    entry = words.categories.get(name) if rule.base_lexicon else None
-    exceptions = Phrases((*rule.exceptions, *(entry.exceptions if entry else ())))
-    own = [_Terms(name, "policy_term", rule.action, Phrases(rule.terms), exceptions)] if rule.terms else []
-    base = [_Terms(name, "lexicon_term", rule.action, Phrases(entry.terms), exceptions)] if entry else []
+def prompt_detectors(policy: Policy) -> tuple[PromptDetector, ...]:
+    """The prompt detectors that are installed. Raises `SafetyUnavailable` where a built-in one is broken."""
+    return (LexiconDetector(policy),)
+
+
+def _terms(name: str, rule: PromptRule | None, words: Lexicon) -> list[_Terms]:
+    entry = words.categories.get(name) if rule is None or rule.base_lexicon else None
+    own_exceptions, own_terms = (rule.exceptions, rule.terms) if rule else ((), ())
+    exceptions = Phrases((*own_exceptions, *(entry.exceptions if entry else ())))
+    own = [_Terms(name, "policy_term", Phrases(own_terms), exceptions)] if own_terms else []
+    base = [_Terms(name, "lexicon_term", Phrases(entry.terms), exceptions)] if entry else []
     return own + base
 
 
-def _reason(category: str, code: str, action: Action, evidence: str) -> Reason:
-    return Reason(category=category, code=code, detector=DETECTOR, score=1.0, threshold=1.0, action=action, evidence=evidence)
-
-
-def _once(reasons: Iterable[Reason]) -> list[Reason]:
-    return list(dict.fromkeys(reasons))
+def _once(signals: Iterable[Signal]) -> list[Signal]:
+    return list(dict.fromkeys(signals))

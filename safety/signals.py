@@ -51,7 +51,9 @@ class PromptDetector(Protocol):
 
     name: str
     model_sha256: str
-    categories: tuple[str, ...]
+
+    @property
+    def categories(self) -> tuple[str, ...]: ...
 
     def observe(self, text: str, kind: PromptKind) -> Observation: ...
 
@@ -61,6 +63,8 @@ class ImageDetector(Protocol):
 
     name: str
     model_sha256: str
-    categories: tuple[str, ...]
+
+    @property
+    def categories(self) -> tuple[str, ...]: ...
 
     def observe(self, image: NDArray[np.uint8]) -> Observation: ...

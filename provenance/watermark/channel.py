@@ -10,11 +10,11 @@ import numpy as np
 import PIL.Image
 from numpy.typing import NDArray
 
-from platemark.provenance.watermark.spectrum import Float, luma
+from platemark.provenance.watermark.spectrum import Float
 
-JPEG_QUALITY = 75
+JPEG_QUALITY = 50
 WANTED_MARGIN = 1.35  # of the statistics that a reading needs, after JPEG of that quality
-NEEDED = 17.0  # the data's statistic at which about 499 words of 500 decode
+NEEDED = 14.0  # the data's statistic at which about 98 words of 100 decode
 _STRIP = 512
 
 
@@ -44,12 +44,12 @@ def shifted(image: NDArray[np.uint8], change: Float, scale: float = 1.0, headroo
     return out
 
 
-def after_jpeg(marked: NDArray[np.uint8], quality: int = JPEG_QUALITY) -> Float:
-    """Luma (H, W) of the picture after JPEG with half colour resolution, as most programs write it, read back as RGB."""
+def after_jpeg(marked: NDArray[np.uint8], quality: int | None = None) -> NDArray[np.uint8]:
+    """The picture after JPEG with half colour resolution, as most programs write it, read back as RGB."""
     buffer = io.BytesIO()
-    PIL.Image.fromarray(marked).save(buffer, "JPEG", quality=quality)
+    PIL.Image.fromarray(marked).save(buffer, "JPEG", quality=quality or JPEG_QUALITY)
     with PIL.Image.open(buffer) as picture:
-        return luma(np.asarray(picture.convert("RGB")))
+        return np.asarray(picture.convert("RGB"))
 
 
 def psnr(image: NDArray[np.uint8], marked: NDArray[np.uint8]) -> float:

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from platemark.provenance.watermark import code
 from platemark.provenance.watermark.channel import NEEDED, WANTED_MARGIN, Attempt, after_jpeg, psnr, shifted
-from platemark.provenance.watermark.finding import Finding, Symbols, read
+from platemark.provenance.watermark.finding import Finding, Symbols
 from platemark.provenance.watermark.key import WatermarkKey
 from platemark.provenance.watermark.layout import SYMBOLS, strength_of
 from platemark.provenance.watermark.payload import Payload, seal
@@ -31,6 +31,7 @@ HYPOTHESES = SALTS * len(STEPS)
 HEADROOMS = (0, 1, 2, 3)
 BLOCK = 8
 _ROUNDS = 4
+_JPEG = 75
 _PLACES = ((0, 1), (1, 0), (2, 0), (1, 1), (0, 2), (0, 3), (1, 2), (2, 1), (3, 0))  # (row, column) of a block: lowest frequencies first
 _PILOT_SHARE = 1 / 8
 _SALT_STRIDE = 1009  # cells; prime, so that no salt moves whole blocks onto blocks in step with the picture
@@ -126,9 +127,9 @@ def _attempt(image: NDArray[np.uint8], keyed: Cells, signs: Float, key: Watermar
     for _ in range(_ROUNDS):  # clipping and rounding undo a part of the change: what they took is asked for again
         change += inverse(towards(transform(luma(marked)), signs, keyed.offset, step), size)
         marked = shifted(image, change, headroom=headroom)
-    received = heard(transform(after_jpeg(marked)), keyed.offset, step)[keyed.data]
+    received = heard(transform(luma(after_jpeg(marked, _JPEG))), keyed.offset, step)[keyed.data]
     margin = strength_of(received.real * signs[keyed.data], np.ones(received.size)) / NEEDED
-    reads = read(Symbols(received, keyed.symbol), key).payload is not None
+    reads = Symbols(received, keyed.symbol).read(key).payload is not None
     strength = step * math.sqrt(len(_PLACES) / 12) / BLOCK  # each coefficient moves by a uniform part of a step
     return Attempt(marked, strength, headroom, margin if reads else min(margin, 0.95))
 
@@ -136,15 +137,13 @@ def _attempt(image: NDArray[np.uint8], keyed: Cells, signs: Float, key: Watermar
 def findings(plane: Float, key: WatermarkKey) -> Iterator[Finding]:
     """Scores every salt and step for a picture's luma."""
     values = transform(plane)
-    if values.size < SYMBOLS // 4:
-        return
     for salt, keyed in enumerate(cells(key, values.size)):
         for step in STEPS:
             pilots = heard(values[keyed.pilots], keyed.offset[keyed.pilots], step)
             score = strength_of(pilots.real, np.ones(pilots.size))
             # The offsets are uniform, so each term is the cosine of a uniform angle whatever the picture: normal, with lighter tails.
             p_value = 0.5 * math.erfc(score / math.sqrt(2))
-            yield Finding("pixel", {"step": step, "salt": salt}, score, p_value, functools.partial(_symbols, values, keyed, step))
+            yield Finding({"step": step, "salt": salt}, score, p_value, functools.partial(_symbols, values, keyed, step))
 
 
 def _symbols(values: Float, keyed: Cells, step: float) -> Symbols:

@@ -41,6 +41,7 @@ def embed(
     *,
     min_psnr: float = 41.0,
     max_psnr: float = 48.0,
+    strength: float | None = None,
     rng: np.random.Generator | None = None,
 ) -> Marked:
     """Marks a uint8 RGB picture (H, W, 3) at its own size, no stronger than `min_psnr` and no fainter than about `max_psnr` (dB).

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 import PIL.Image
+from numpy.typing import NDArray
 
 from platemark.provenance.watermark.layout import CANONICAL_SIDE
 from platemark.provenance.watermark.spectrum import Float, box_mean, odd, shrink
@@ -18,14 +19,14 @@ _THRESHOLD = 2.0  # levels of activity up to which a place counts as flat
 _POWER = 0.5
 
 
-def perceptual_mask(plane: Float) -> Float:
-    """Luma float32 (H, W) in 0..255 → amplitude factors (H, W): 1 where flat, up to about 5 in strong texture."""
-    work = shrink(plane, CANONICAL_SIDE)
+def perceptual_mask(image: NDArray[np.uint8]) -> Float:
+    """A picture (H, W, 3) → amplitude factors (H, W): 1 where flat, up to about 5 in strong texture."""
+    work = shrink(image, CANONICAL_SIDE)
     residual = work - box_mean(work, _WINDOW)
     activity = np.sqrt(box_mean(residual * residual, _WINDOW)[::2, ::2])
     steady = box_mean(_least_around(activity, _AROUND // 2), odd(_WINDOW / 2))
     factors = np.maximum(1, steady / _THRESHOLD) ** np.float32(_POWER)
-    size = plane.shape[1], plane.shape[0]
+    size = image.shape[1], image.shape[0]
     # Every second sample was kept, so the grid is stretched by two over the working size, which may end half way.
     box = (0.0, 0.0, work.shape[1] / 2, work.shape[0] / 2)
     return np.asarray(PIL.Image.fromarray(factors).resize(size, PIL.Image.Resampling.BILINEAR, box=box), dtype=np.float32)

@@ -17,26 +17,27 @@ from numpy.typing import NDArray
 
 from platemark.provenance.watermark import code, spectrum
 from platemark.provenance.watermark.channel import NEEDED, WANTED_MARGIN, Attempt, after_jpeg, psnr, shifted
-from platemark.provenance.watermark.finding import Symbols, read
 from platemark.provenance.watermark.key import WatermarkKey
 from platemark.provenance.watermark.layout import (
     NYQUIST_MARGIN,
     PERIOD,
     REACH,
-    Carriers,
-    aligned,
     carriers,
+    lattice,
     pixel_period,
     strength_of,
     turns,
 )
 from platemark.provenance.watermark.mask import perceptual_mask
 from platemark.provenance.watermark.payload import Payload, seal
+from platemark.provenance.watermark.reading import response
 from platemark.provenance.watermark.spectrum import Float
 
 _NEEDED_PILOTS = 7.5  # the statistic at which a whole search finds the tile
 _ATTEMPTS = 4
-_RINGS, _SHAPING, _REINFORCEMENT = 8, 0.6, 0.3
+_RINGS, _SHAPING, _REINFORCEMENT = 8, 0.6, 0.2
+_TILT = 0.5  # amplitude falls with frequency to this power before the picture has its say
+_COARSE_GAIN = 3.0  # amplitude of the coarse pilots against the other carriers: a third of the energy
 _SAMPLE = 1 << 17  # pixels from which the strength for a PSNR is estimated
 
 
@@ -45,9 +46,9 @@ class _Job:
     """One picture with everything that stays the same over the attempts. `signs` (n,): ±1 of each carrier, pilots +1."""
 
     image: NDArray[np.uint8]
-    key: WatermarkKey
-    tile: Carriers
+    phase: NDArray[np.complex64]
     signs: Float
+    base: Float
     shift: tuple[float, float]
     period: float
     mask: Float
@@ -60,26 +61,30 @@ def write(
     job = _prepare(image, payload, key, rng)
     gains = np.ones_like(job.signs)
     pattern = _pattern(job, gains)
-    strength, ceiling = (_strength_at(image, pattern, bound) for bound in (max_psnr, min_psnr))
+    strength = _strength_at(image, pattern, max_psnr)
     for left in range(_ATTEMPTS - 1, -1, -1):
         marked, strength = _within(image, pattern, strength, min_psnr)
         margin, values = _judge(job, after_jpeg(marked))
-        if margin >= WANTED_MARGIN or not left:
+        if not left or (margin >= WANTED_MARGIN and left < _ATTEMPTS - 1):
             break
         gains = _shaped(job, gains, values)
         pattern = _pattern(job, gains)
-        ceiling = _strength_at(image, pattern, min_psnr)
-        strength = min(ceiling, strength * min(2.5, max(1.08, 1.05 * WANTED_MARGIN / max(margin, 0.1))))
+        floor, ceiling = (_strength_at(image, pattern, bound) for bound in (max_psnr, min_psnr))
+        wanted = strength * min(2.5, max(1.0, 1.05 * WANTED_MARGIN / max(margin, 0.1)))
+        strength = min(ceiling, max(floor, wanted))
     return Attempt(marked, strength, 0, margin)
 
 
 def _prepare(image: NDArray[np.uint8], payload: Payload, key: WatermarkKey, rng: np.random.Generator | None) -> _Job:
-    tile = carriers(key)
-    signs = np.ones(tile.ky.size, dtype=np.float32)
-    signs[tile.data] = code.encode(seal(payload, key))[tile.symbol]
+    net, keyed = lattice(), carriers(key)
+    signs = np.ones(len(net.points), dtype=np.float32)
+    signs[net.data] = code.encode(seal(payload, key))[keyed.symbol]
+    base = net.radius**-_TILT
+    base[net.coarse] *= _COARSE_GAIN
     shift = _draw(rng) * PERIOD, _draw(rng) * PERIOD
     period = pixel_period(image.shape[0], image.shape[1])
-    return _Job(image, key, tile, signs, shift, period, perceptual_mask(spectrum.luma(image)))
+    base *= net.radius * PERIOD <= NYQUIST_MARGIN * period
+    return _Job(image, keyed.phase * turns(net.points, shift), signs, base, shift, period, perceptual_mask(image))
 
 
 def _draw(rng: np.random.Generator | None) -> float:
@@ -88,12 +93,10 @@ def _draw(rng: np.random.Generator | None) -> float:
 
 def _pattern(job: _Job, gains: Float) -> Float:
     """The change at strength 1, (H, W): the tile, of standard deviation 1, times the mask."""
-    tile = job.tile
-    held = np.hypot(tile.ky, tile.kx) <= NYQUIST_MARGIN * job.period
-    amplitude = np.where(held, job.signs * gains, 0) * tile.phase * turns(tile, job.shift)
+    amplitude = job.base * gains * job.signs * job.phase
     amplitude *= math.sqrt(2) / np.linalg.norm(amplitude)
     grid = np.zeros((2 * REACH + 1, REACH + 1), dtype=np.complex64)
-    grid[tile.ky + REACH, tile.kx] = amplitude
+    grid[lattice().points[:, 0] + REACH, lattice().points[:, 1]] = amplitude
     height, width = job.image.shape[:2]
     pattern = spectrum.wave(grid, height, width, job.period)
     pattern *= job.mask
@@ -120,24 +123,26 @@ def _within(image: NDArray[np.uint8], pattern: Float, strength: float, min_psnr:
     return marked, strength
 
 
-def _judge(job: _Job, plane: Float) -> tuple[float, Float]:
+def _judge(job: _Job, image: NDArray[np.uint8]) -> tuple[float, Float]:
     """The margin of a reading at the known geometry, and the carriers' values (n,): positive where they say what they should."""
-    grid = spectrum.coefficients(spectrum.prepare(plane), job.period)
-    received = aligned(grid, job.tile, job.shift)
-    values, power = received.real * job.signs, received.real**2 + received.imag**2
-    pilots, data = (strength_of(values[part], power[part]) for part in (job.tile.pilots, job.tile.data))
-    margin = min(data / NEEDED, pilots / _NEEDED_PILOTS)
-    reads = read(Symbols(received[job.tile.data], job.tile.symbol), job.key).payload is not None
-    return (margin if reads else min(margin, 0.95)), values
+    net = lattice()
+    grid = spectrum.coefficients(spectrum.prepare(image), job.period)
+    received = grid[net.points[:, 0] + REACH, net.points[:, 1] + REACH] * job.phase.conj() * job.signs
+    values, power = received.real, received.real**2 + received.imag**2
+    weight = response(received)
+    pilots, data = (strength_of(values[part] * weight[part], power[part] * weight[part] ** 2) for part in (net.pilots, net.data))
+    return min(data / NEEDED, pilots / _NEEDED_PILOTS), values
 
 
 def _shaped(job: _Job, gains: Float, values: Float) -> Float:
     """Moves energy to the frequencies that come through: by ring of the lattice, and within a ring to the carriers that fell behind."""
-    radius = np.hypot(job.tile.ky, job.tile.kx)
+    radius = lattice().radius
+    spent = gains * job.base
     ring = np.searchsorted(np.quantile(radius, np.linspace(0, 1, _RINGS + 1)[1:-1]), radius, side="right")
-    count, middle, reached, spent = (np.bincount(ring, weights, _RINGS) for weights in (None, radius, values, gains))
-    response = np.maximum(reached / spent, 1e-6)
-    share = np.maximum(response / response.max(), 0.1) ** _SHAPING
-    behind = (reached / count)[ring] - values
-    shaped = np.interp(radius, middle / count, share) * np.clip(1 + _REINFORCEMENT * behind, 0.5, 1.5)
+    count, middle, reached, paid = (np.bincount(ring, weights, _RINGS) for weights in (None, radius, values, spent))
+    transfer = np.maximum(reached / np.maximum(paid, 1e-6), 1e-6)
+    share = np.maximum(transfer / transfer.max(), 0.1) ** _SHAPING
+    behind = transfer[ring] * spent - values
+    expected = np.maximum(transfer[ring] * spent, 0.05)
+    shaped = gains * np.interp(radius, middle / count, share) * np.clip(1 + _REINFORCEMENT * behind / expected, -0.5, 2.5)
     return np.asarray(shaped, dtype=np.float32)

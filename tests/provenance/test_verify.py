@@ -204,7 +204,7 @@ def test_a_broken_manifest_is_corrupt(stamped: dict[str, Stamped], home: Path) -
 def test_credentials_that_contradict_the_watermark_are_a_conflict(
     press: Stamp, stamped: dict[str, Stamped], home: Path, make_facts: Make
 ) -> None:
-    from platemark.provenance.credentials import sign
+    from platemark.provenance.signing import sign
 
     one = stamped["png"]
     common: dict[str, Any] = {"created": "2026-08-02T00:00:00Z", "generator": "platemark/0.1.0", "content_id": 1}

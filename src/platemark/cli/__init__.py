@@ -21,6 +21,10 @@ _COMMANDS = {
     "verify": "platemark.cli.verify",
     "check": "platemark.cli.check",
     "keys": "platemark.cli.keys",
+    "watermark": "platemark.cli.watermark",
+    "registry": "platemark.cli.registry",
+    "safety": "platemark.cli.safety",
+    "bench": "platemark.cli.bench",
     "doctor": "platemark.cli.doctor",
 }
 
