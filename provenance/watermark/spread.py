@@ -28,16 +28,17 @@ from platemark.provenance.watermark.layout import (
     strength_of,
     turns,
 )
-from platemark.provenance.watermark.mask import perceptual_mask
+from platemark.provenance.watermark.mask import FLAT, perceptual_mask
 from platemark.provenance.watermark.payload import Payload, seal
 from platemark.provenance.watermark.reading import response
 from platemark.provenance.watermark.spectrum import Float
 
 _NEEDED_PILOTS = 7.5  # the statistic at which a whole search finds the tile
 _ATTEMPTS = 4
-_RINGS, _SHAPING, _REINFORCEMENT = 8, 0.6, 0.2
+_RINGS, _SHAPING = 8, 0.5
 _TILT = 0.5  # amplitude falls with frequency to this power before the picture has its say
 _COARSE_GAIN = 3.0  # amplitude of the coarse pilots against the other carriers: a third of the energy
+_FLAT_STRENGTH = 255 / 10 ** (45 / 20) / FLAT  # the strength that leaves 45 dB in flat parts
 _SAMPLE = 1 << 17  # pixels from which the strength for a PSNR is estimated
 
 
@@ -107,7 +108,9 @@ def _strength_at(image: NDArray[np.uint8], pattern: Float, wanted: float) -> flo
     """The largest strength that keeps a PSNR of `wanted`, from a sample of the rows, by bisection."""
     step = max(1, pattern.size // _SAMPLE)
     image, pattern = image[step // 2 :: step], pattern[step // 2 :: step]
-    low, high = 0.05, 64.0
+    low, high = 0.05, _FLAT_STRENGTH
+    if psnr(image, shifted(image, pattern, high)) > wanted:
+        return high
     for _ in range(10):
         middle = math.sqrt(low * high)
         low, high = (middle, high) if psnr(image, shifted(image, pattern, middle)) > wanted else (low, middle)
@@ -135,14 +138,18 @@ def _judge(job: _Job, image: NDArray[np.uint8]) -> tuple[float, Float]:
 
 
 def _shaped(job: _Job, gains: Float, values: Float) -> Float:
-    """Moves energy to the frequencies that come through: by ring of the lattice, and within a ring to the carriers that fell behind."""
-    radius = lattice().radius
+    """Moves the data's energy to the rings of the lattice that come through. The pilots keep theirs, which the search is laid out for.
+
+    To lift single carriers that the picture speaks against was tried as well, and lost more where the picture is cut or turned.
+    """
+    net = lattice()
     spent = gains * job.base
-    ring = np.searchsorted(np.quantile(radius, np.linspace(0, 1, _RINGS + 1)[1:-1]), radius, side="right")
-    count, middle, reached, paid = (np.bincount(ring, weights, _RINGS) for weights in (None, radius, values, spent))
+    ring = np.searchsorted(np.quantile(net.radius, np.linspace(0, 1, _RINGS + 1)[1:-1]), net.radius, side="right")
+    count, middle, reached, paid = (np.bincount(ring, weights, _RINGS) for weights in (None, net.radius, values, spent))
     transfer = np.maximum(reached / np.maximum(paid, 1e-6), 1e-6)
     share = np.maximum(transfer / transfer.max(), 0.1) ** _SHAPING
-    behind = transfer[ring] * spent - values
-    expected = np.maximum(transfer[ring] * spent, 0.05)
-    shaped = gains * np.interp(radius, middle / count, share) * np.clip(1 + _REINFORCEMENT * behind / expected, -0.5, 2.5)
+    shaped = gains * np.interp(net.radius, middle / count, share)
+    shaped[net.coarse] = gains[net.coarse]
+    rest = np.setdiff1d(np.arange(gains.size), net.coarse)
+    shaped[rest] *= np.linalg.norm(spent[rest]) / max(float(np.linalg.norm((shaped * job.base)[rest])), 1e-6)
     return np.asarray(shaped, dtype=np.float32)
