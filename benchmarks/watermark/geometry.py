@@ -51,7 +51,7 @@ def crop(picture: Pixels, rng: np.random.Generator, area: float) -> Pixels:
     """A random window of that share of the area, its shape up to 5:4 or 4:5 of the picture's."""
     height, width = picture.shape[:2]
     shape = 1.25 ** rng.uniform(-1, 1)
-    rows = min(height, round(height * math.sqrt(area * shape)))
+    rows = min(height, max(math.ceil(height * area), round(height * math.sqrt(area * shape))))
     columns = min(width, round(area * height * width / rows))
     top, left = int(rng.integers(0, height - rows + 1)), int(rng.integers(0, width - columns + 1))
     return picture[top : top + rows, left : left + columns]
