@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from platemark import __version__
 from platemark.errors import InputError, MissingExtra, ParityError
-from platemark.optimize.checkpoint import SETTINGS, Checkpoint, Settings, open_checkpoint
+from platemark.optimize.checkpoint import CHECKER, SETTINGS, Checkpoint, Settings, open_checkpoint
 from platemark.optimize.staging import copy_file, publish, publish_files, stage_for, write_file
 from platemark.optimize.weights import file_sha256
 from platemark.runtime.bundle import MANIFEST, Component, EndToEnd, Manifest, Source
@@ -46,14 +46,17 @@ def build(
     output_size: tuple[int, int] | None = None,
     default_steps: int | None = None,
     default_guidance: float | None = None,
+    clip: Path | None = None,
     replace: bool = False,
     on_progress: Progress | None = None,
 ) -> Manifest:
     """Builds a bundle of ONNX graphs that are proven equal to the checkpoint's torch networks, and returns its manifest.
 
     `out == checkpoint` builds in place: graphs and `bundle.json` go beside the weights, each file atomically; an old `bundle.json` goes
-    first and the new one comes last, so a build killed in between leaves a folder without one: run it again. A checkpoint without
-    `clip/` makes a bundle without `clip_image`, whose pictures no image check can look at: callers should say so.
+    first and the new one comes last, so a build killed in between leaves a folder without one: run it again.
+    `clip`: a folder in open_clip's local-dir format, taken instead of the checkpoint's own `clip/` (see `optimize.clip.stage_clip` for
+    other open_clip models). Without either the bundle has no `clip_image`, and no concepts can be looked for in its pictures: callers
+    should say so. A checkpoint's `safety_checker/` becomes the component `safety_checker`.
     Settings given here come before those of the checkpoint's `platemark.json`. `output_size` is (height, width) in pixels.
     `on_progress` hears (steps done, steps in all, what comes next).
 
@@ -62,7 +65,7 @@ def build(
     exported), `MissingExtra`.
     """
     _require_extra()
-    opened = open_checkpoint(checkpoint)
+    opened = open_checkpoint(checkpoint, clip)
     wanted = {"name": name, "output_size": output_size, "default_steps": default_steps, "default_guidance": default_guidance}
     settings = _settings(opened, {key: value for key, value in wanted.items() if value is not None})
     out = out.resolve()
@@ -118,6 +121,8 @@ def _make(work: _Work, settings: Settings, say: Progress) -> Manifest:
         components[spec.component] = _component(work, spec, lambda note: say(len(components), total, note))
     if "clip" in work.nets:
         _write_clip(work)
+    if CHECKER in work.nets:
+        _write_checker(work)
     say(len(components), total, "the whole pipeline: comparing")
     _check_weights(work)
     draft = _manifest(work, settings, components)
@@ -158,6 +163,14 @@ def _write_clip(work: _Work) -> None:
     for name, value in (("clip/preprocess.json", preprocess), ("clip/golden.json", golden(net, part, preprocess))):
         write_file(work.stage / name, _json(value))
         work.made.append(name)
+
+
+def _write_checker(work: _Work) -> None:
+    from platemark.optimize.safety_checker import FILE, checker_file
+
+    name = f"{CHECKER}/{FILE}"
+    write_file(work.stage / name, _json(checker_file(work.nets[CHECKER], work.checkpoint.root)))
+    work.made.append(name)
 
 
 def _check_weights(work: _Work) -> None:
