@@ -26,6 +26,7 @@ THRESHOLD = 0.5  # from which score on a face is one; policies set their own
 FLOOR = 0.2  # below it a box is not reported at all
 STRIDE, MULTIPLE = 4, 32  # pixels a cell of the maps; what the network's sides must be multiples of
 _WHOLE, _GROW = 480, 2.0  # longer side of the look at the whole picture; how much a small picture may grow
+_COARSE = 224  # of a second look, for faces that fill the picture: at 480 they score lower than at half of it
 _SMALL = 640  # pictures with no longer side get by with that look
 _TILE, _OVERLAP, _AREA, _LONGEST = 640, 96, 1248**2, 4992
 _SAME, _INSIDE = 0.3, 0.7
@@ -94,7 +95,7 @@ class FaceDetector:
 
 
 def _windows(height: int, width: int, thorough: bool) -> list[Window]:
-    found = [whole(height, width, _WHOLE, _GROW)]
+    found = [whole(height, width, _WHOLE, _GROW), whole(height, width, _COARSE, 1.0)]
     if thorough and max(height, width) > _SMALL:
         found += tiles(height, width, _TILE, _OVERLAP, _AREA, _LONGEST)
     return found
