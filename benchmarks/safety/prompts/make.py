@@ -168,24 +168,28 @@ def trigrams(text: str) -> set[str]:
 
 
 def check_duplicates(halves: dict[str, list[Entry]]) -> None:
-    """No duplicate id, exact text or folded plain text anywhere; no near-paraphrase across the halves."""
+    """No duplicate id, exact text or folded plain text anywhere; no near-paraphrase across the halves.
+
+    Faults are named by id, never by text: who reads them may be writing a check.
+    """
     entries = [e for half in halves.values() for e in half]
     plain = {name: [e for e in half if e.obfuscation is None] for name, half in halves.items()}
-    values: tuple[tuple[str, list[str]], ...] = (
-        ("id", [e.id for e in entries]),
-        ("text", [e.text for e in entries]),  # an obfuscated text may fold to its source, by construction
-        ("plain text", [folded(e.text) for half in plain.values() for e in half]),
+    values: tuple[tuple[str, list[tuple[str, str]]], ...] = (
+        ("id", [(e.id, e.id) for e in entries]),
+        ("text", [(e.text, e.id) for e in entries]),  # an obfuscated text may fold to its source, by construction
+        ("plain text", [(folded(e.text), e.id) for half in plain.values() for e in half]),
     )
     for what, keys in values:
-        twice = [key for key, count in Counter(keys).items() if count > 1]
+        counts = Counter(key for key, _ in keys)
+        twice = [name for key, name in keys if counts[key] > 1]
         if twice:
-            raise SystemExit(f"duplicate {what}: {twice[:5]}")
+            raise SystemExit(f"duplicate {what}: {', '.join(twice[:5])}")
     right = [(e, trigrams(e.text)) for e in plain["heldout"]]
     for entry in plain["develop"]:
         mine = trigrams(entry.text)
         for other, grams in right:
             if len(mine & grams) > 0.5 * len(mine | grams):
-                raise SystemExit(f"near-paraphrase across halves: {entry.text!r} / {other.text!r}")
+                raise SystemExit(f"near-paraphrase across halves: {entry.id} / {other.id}")
 
 
 def check_coverage(halves: dict[str, list[Entry]]) -> None:
