@@ -24,6 +24,7 @@ from platemark.runtime import backends, noise
 from platemark.runtime.bundle import Bundle
 from platemark.runtime.denoise import OnStep, denoise
 from platemark.runtime.engine import Engine
+from platemark.runtime.prompts import MAX_CHUNKS, PromptEncoder
 from platemark.runtime.render import check_finite, is_flat, to_array, to_uint8
 from platemark.runtime.request import GenerationRequest
 from platemark.runtime.resize import fit
@@ -82,7 +83,7 @@ class Pipeline:
         self.engines: dict[str, Engine] = dict(engines or {})
         self._compile = compile_graph
         self._locks = {name: Lock() for name in bundle.manifest.components}
-        self._tokenizer = _read_tokenizer(bundle)
+        self._prompts = PromptEncoder(_read_tokenizer(bundle), self._hidden)
         self._scheduler_config = _read_scheduler_config(bundle)
         for name in COMPONENTS:
             bundle.component(name)
@@ -133,8 +134,7 @@ class Pipeline:
         scheduler.plan(request.num_inference_steps)  # refuses impossible steps before any work
         self.compile()
         with _timed(timings, "text_encoder"):
-            ids, truncated = self._tokens(request)
-            hidden = self._hidden(ids)
+            hidden, truncated = self._context(request)
         arrays = []
         for first in range(0, request.n, MAX_BATCH):
             heard = None if on_step is None else _shifted(on_step, first, request.n)
@@ -185,12 +185,19 @@ class Pipeline:
             )
         return latents
 
-    def _tokens(self, request: GenerationRequest) -> tuple[NDArray[np.int64], tuple[Truncation, ...]]:
-        """Ids (rows, tokens): the negative prompt first, and only where there is guidance."""
+    def _context(self, request: GenerationRequest) -> tuple[NDArray[np.float32], tuple[Truncation, ...]]:
+        """Hidden states (rows, tokens, dim): the negative prompt first, and only where there is guidance."""
         texts = {"negative_prompt": request.negative_prompt} if _guided(request) else {}
-        encoded = {field: self._tokenizer.encode(text) for field, text in {**texts, "prompt": request.prompt}.items()}
-        cut = tuple(Truncation(field, tokens.cut, tokens.cut_tokens) for field, tokens in encoded.items() if tokens.cut_tokens)
-        return np.stack([tokens.ids for tokens in encoded.values()]), cut
+        texts["prompt"] = request.prompt
+        hidden, encoded = self._prompts.encode_all(list(texts.values()), self._max_chunks())
+        cut = tuple(Truncation(field, one.cut, one.cut_tokens) for field, one in zip(texts, encoded, strict=True) if one.cut_tokens)
+        return hidden, cut
+
+    def _max_chunks(self) -> int:
+        """How many windows of the text encoder the UNet can attend to: any, unless its engine was compiled for a number of tokens."""
+        shape = next((spec.shape for spec in self.engine("unet").inputs if spec.name == "encoder_hidden_states"), ())
+        tokens = shape[1] if len(shape) == 3 else "tokens"
+        return max(1, tokens // self.bundle.manifest.max_tokens) if isinstance(tokens, int) else MAX_CHUNKS
 
     def _hidden(self, ids: NDArray[np.int64]) -> NDArray[np.float32]:
         return self.engine("text_encoder").run({"input_ids": ids})["last_hidden_state"]

@@ -56,11 +56,19 @@ class Tokenizer:
         """Start token, the text's tokens as far as they fit, end token, padding."""
         encoding = self._tokenizer.encode(text, add_special_tokens=False)
         room = self.max_tokens - 2
-        kept = [self._start, *encoding.ids[:room], self._end]
-        ids = np.full(self.max_tokens, self._pad, dtype=np.int64)
-        ids[: len(kept)] = kept
         cut_tokens = max(0, len(encoding.ids) - room)
-        return Tokens(ids, text[encoding.offsets[room][0] :] if cut_tokens else "", cut_tokens)
+        return Tokens(self.frame(encoding.ids[:room]), text[encoding.offsets[room][0] :] if cut_tokens else "", cut_tokens)
+
+    def frame(self, ids: Sequence[int]) -> NDArray[np.int64]:
+        """At most `max_tokens - 2` ids between start and end token, padded: int64 (max_tokens,)."""
+        framed = np.full(self.max_tokens, self._pad, dtype=np.int64)
+        framed[: len(ids) + 2] = [self._start, *ids, self._end]
+        return framed
+
+    def pieces(self, text: str) -> tuple[list[int], list[int], list[int | None]]:
+        """All tokens of the text, without start and end: their ids, where each begins in the text, and the number of its word."""
+        encoding = self._tokenizer.encode(text, add_special_tokens=False)
+        return encoding.ids, [start for start, _ in encoding.offsets], encoding.word_ids
 
     def encode_batch(self, texts: Sequence[str]) -> NDArray[np.int64]:
         """Ids (len(texts), max_tokens), int64: what a text network takes."""

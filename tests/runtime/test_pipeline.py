@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import pytest
 from platemark.errors import BundleError, EngineError, InputError, RenderError
 from platemark.runtime.backends.onnxruntime import compile_graph
 from platemark.runtime.bundle import open_bundle
+from platemark.runtime.engine import Engine
 from platemark.runtime.noise import randn
 from platemark.runtime.pipeline import MAX_BATCH, Pipeline
 from platemark.runtime.request import GenerationRequest
@@ -201,18 +203,53 @@ def test_a_callback_that_raises_stops_the_run(pipeline: Pipeline) -> None:
     assert len(watched.rows) == 2
 
 
-def test_what_the_prompt_lost_is_said(pipeline: Pipeline) -> None:
-    output = pipeline.generate(request(pipeline, prompt="the red cat and " * 10 + "a Zebra", negative_prompt="dog"))
+class OneWindow:
+    """A UNet engine compiled for one window of text, as engines with a fixed shape profile are."""
+
+    def __init__(self, engine: Engine, tokens: int) -> None:
+        self.outputs, self.run = engine.outputs, engine.run
+        self.inputs = tuple(replace(spec, shape=(spec.shape[0], tokens, *spec.shape[2:])) if "hidden" in spec.name else spec
+                            for spec in engine.inputs)  # fmt: skip
+
+
+@pytest.fixture
+def narrow(pipeline: Pipeline) -> Pipeline:
+    engines: dict[str, Engine] = {"unet": OneWindow(pipeline.engine("unet"), pipeline.bundle.manifest.max_tokens)}
+    return Pipeline(pipeline.bundle, compile_graph, engines)
+
+
+def test_a_long_prompt_is_used_whole(pipeline: Pipeline, narrow: Pipeline) -> None:
+    long = "the red cat and " * 10 + "a Zebra"
+    output = pipeline.generate(request(pipeline, prompt=long, negative_prompt="dog"))
+    assert output.truncated == ()
+    shorter = pipeline.generate(request(pipeline, prompt="the red cat and " * 10 + "a dog", negative_prompt="dog"))
+    assert not np.array_equal(output.arrays, shorter.arrays)  # its last word counts
+    assert not np.array_equal(output.arrays, narrow.generate(request(narrow, prompt=long, negative_prompt="dog")).arrays)
+
+
+def test_what_the_prompt_lost_is_said(narrow: Pipeline) -> None:
+    output = narrow.generate(request(narrow, prompt="the red cat and " * 10 + "a Zebra", negative_prompt="dog"))
     assert [cut.field for cut in output.truncated] == ["prompt"]
     assert output.truncated[0].text.endswith("a Zebra")
     assert output.truncated[0].tokens > 10
-    assert pipeline.generate(request(pipeline)).truncated == ()
+    assert narrow.generate(request(narrow)).truncated == ()
 
 
-def test_notes_say_what_was_not_used(pipeline: Pipeline) -> None:
-    assert pipeline.generate(request(pipeline, negative_prompt="dog")).notes == ()
-    assert pipeline.generate(request(pipeline, guidance_scale=1.0, negative_prompt=" ")).notes == ()
-    output = pipeline.generate(request(pipeline, prompt="cat " * 11, negative_prompt="dog " * 13))
+def test_weights_move_the_picture_and_one_changes_nothing(pipeline: Pipeline) -> None:
+    def drawn(prompt: str) -> np.ndarray:
+        return pipeline.generate(request(pipeline, prompt=prompt)).arrays
+
+    assert np.array_equal(drawn("a (red:1.0) apple"), drawn("a red apple"))
+    assert not np.array_equal(drawn("a (red:1.5) apple"), drawn("a red apple"))
+    assert not np.array_equal(drawn("a [red] apple"), drawn("a (red) apple"))
+    with pytest.raises(InputError, match="weight"):
+        drawn("a (red:11) apple")
+
+
+def test_notes_say_what_was_not_used(narrow: Pipeline) -> None:
+    assert narrow.generate(request(narrow, negative_prompt="dog")).notes == ()
+    assert narrow.generate(request(narrow, guidance_scale=1.0, negative_prompt=" ")).notes == ()
+    output = narrow.generate(request(narrow, prompt="cat " * 11, negative_prompt="dog " * 13))
     assert output.notes == (
         "the last 3 tokens of the negative prompt did not fit the text encoder and were not used",
         "the last token of the prompt did not fit the text encoder and was not used",
@@ -220,8 +257,8 @@ def test_notes_say_what_was_not_used(pipeline: Pipeline) -> None:
 
 
 @pytest.mark.parametrize("scale", [0.0, 1.0])
-def test_a_negative_prompt_without_guidance_is_said_to_be_unused(pipeline: Pipeline, scale: float) -> None:
-    output = pipeline.generate(request(pipeline, prompt="cat " * 12, guidance_scale=scale, negative_prompt="dog " * 13))
+def test_a_negative_prompt_without_guidance_is_said_to_be_unused(narrow: Pipeline, scale: float) -> None:
+    output = narrow.generate(request(narrow, prompt="cat " * 12, guidance_scale=scale, negative_prompt="dog " * 13))
     assert output.notes == (
         "the last 2 tokens of the prompt did not fit the text encoder and were not used",
         "the negative prompt was not used: it needs a guidance scale above 1",
