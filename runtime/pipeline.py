@@ -27,8 +27,8 @@ from platemark.runtime.engine import Engine
 from platemark.runtime.prompts import MAX_CHUNKS, PromptEncoder
 from platemark.runtime.render import check_finite, is_flat, to_array, to_uint8
 from platemark.runtime.request import GenerationRequest
-from platemark.runtime.resize import fit
 from platemark.runtime.schedulers import make_scheduler
+from platemark.runtime.sizes import RenderSize, render_size, side_multiple
 from platemark.runtime.tokenizer import FILES as TOKENIZER_FILES
 from platemark.runtime.tokenizer import Tokenizer
 
@@ -50,8 +50,8 @@ class Truncation:
 class GenerationOutput:
     """The pictures of a request. Unchecked and unmarked.
 
-    `images`: uint8 (n, height, width, 3), as delivered. `arrays`: float32 (n, H, W, 3) in [0, 1], before rounding and resizing.
-    `resampled_from`: (H, W) where they were resized, else None. `flat`: which of them show one colour only. `timings`: milliseconds of
+    `images`: uint8 (n, height, width, 3), as delivered. `arrays`: float32 (n, H, W, 3) in [0, 1], before rounding, cut and resizing.
+    `resampled_from`: (H, W) where they were resampled, else None. `flat`: which of them show one colour only. `timings`: milliseconds of
     `text_encoder`, `denoise`, `vae_decoder` and `resize`, over all pictures.
     """
 
@@ -85,6 +85,7 @@ class Pipeline:
         self._locks = {name: Lock() for name in bundle.manifest.components}
         self._prompts = PromptEncoder(_read_tokenizer(bundle), self._hidden)
         self._scheduler_config = _read_scheduler_config(bundle)
+        self._multiple = side_multiple(bundle)
         for name in COMPONENTS:
             bundle.component(name)
 
@@ -112,7 +113,7 @@ class Pipeline:
         self.compile()
         manifest = self.bundle.manifest
         hidden = self._hidden(np.zeros((2, manifest.max_tokens), dtype=np.int64))
-        latents = np.zeros((1, *self._latent_shape()), dtype=np.float32)
+        latents = np.zeros((1, *self._latent_shape(*manifest.native_size)), dtype=np.float32)
         inputs = {"sample": np.repeat(latents, 2, axis=0), "timestep": np.zeros(2, np.float32), "encoder_hidden_states": hidden}
         self.engine("unet").run(inputs)
         self.engine("vae_decoder").run({"latent_sample": latents})
@@ -122,38 +123,40 @@ class Pipeline:
     ) -> GenerationOutput:
         """Renders the request's `n` pictures; picture k is what a request for its seed alone renders.
 
-        Networks run at the bundle's native size; another requested size is reached by Lanczos resampling and a centred cut. `latents`
-        takes the place of the seeds' noise: standard normal, float32 (n, C, h, w). `on_step(step, total)` hears each step.
+        Networks run at the size that `sizes.render_size` says; from there the requested one is reached by a cut, or by Lanczos resampling
+        where the model knows one size only. `latents` takes the place of the seeds' noise: standard normal, float32 (n, C, h, w) of the
+        rendered size. `on_step(step, total)` hears each step.
 
         Raises `InputError`, `EngineError`, and `RenderError` where a network gives NaN or infinite values.
         """
         timings: dict[str, float] = {}
         seeds = tuple(noise.image_seed(request.seed, k) for k in range(request.n))
-        start = self._noise(seeds) if latents is None else self._checked(latents, request.n)
+        size = render_size(self.bundle.manifest, self._multiple, request.height, request.width)
+        start = self._noise(seeds, size) if latents is None else self._checked(latents, request.n, size)
+        batch = self._batch(size)
         scheduler = make_scheduler(request.scheduler, self._scheduler_config)
         scheduler.plan(request.num_inference_steps)  # refuses impossible steps before any work
         self.compile()
         with _timed(timings, "text_encoder"):
             hidden, truncated = self._context(request)
         arrays = []
-        for first in range(0, request.n, MAX_BATCH):
-            heard = None if on_step is None else _shifted(on_step, first, request.n)
+        for first in range(0, request.n, batch):
+            heard = None if on_step is None else _shifted(on_step, first // batch, -(-request.n // batch))
             with _timed(timings, "denoise"):
                 stepper = scheduler.plan(request.num_inference_steps)
-                done = denoise(self.engine("unet"), stepper, start[first : first + MAX_BATCH], hidden, request.guidance_scale, heard)
+                done = denoise(self.engine("unet"), stepper, start[first : first + batch], hidden, request.guidance_scale, heard)
             with _timed(timings, "vae_decoder"):
                 arrays += [self._decode(one, seed) for one, seed in zip(done, seeds[first:], strict=False)]
         with _timed(timings, "resize"):
             images = np.empty((request.n, request.height, request.width, 3), np.uint8)
             for image, array in zip(images, arrays, strict=True):
-                image[...] = fit(to_uint8(array), request.height, request.width)
-        native = (arrays[0].shape[0], arrays[0].shape[1])
+                image[...] = size.deliver(to_uint8(array), request.height, request.width)
         return GenerationOutput(
             images=images,
             arrays=_joined(arrays),
             seeds=seeds,
             timings=timings,
-            resampled_from=None if native == (request.height, request.width) else native,
+            resampled_from=(size.height, size.width) if size.resampled else None,
             truncated=truncated,
             flat=tuple(is_flat(image) for image in images),
             request=request,
@@ -169,16 +172,20 @@ class Pipeline:
         with ThreadPoolExecutor(len(COMPONENTS)) as pool:
             list(pool.map(self.engine, COMPONENTS))
 
-    def _latent_shape(self) -> tuple[int, int, int]:
+    def _latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
         manifest = self.bundle.manifest
-        height, width = (pixels // manifest.vae_scale_factor for pixels in manifest.native_size)
-        return manifest.latent_channels, height, width
+        return manifest.latent_channels, height // manifest.vae_scale_factor, width // manifest.vae_scale_factor
 
-    def _noise(self, seeds: tuple[int, ...]) -> NDArray[np.float32]:
-        return np.stack([noise.randn(seed, self._latent_shape()) for seed in seeds])
+    def _batch(self, size: RenderSize) -> int:
+        """Pictures in one network call: `MAX_BATCH` at the native size, fewer of larger ones."""
+        height, width = self.bundle.manifest.native_size
+        return max(1, min(MAX_BATCH, MAX_BATCH * height * width // (size.height * size.width)))
 
-    def _checked(self, latents: NDArray[np.float32], n: int) -> NDArray[np.float32]:
-        shape = (n, *self._latent_shape())
+    def _noise(self, seeds: tuple[int, ...], size: RenderSize) -> NDArray[np.float32]:
+        return np.stack([noise.randn(seed, self._latent_shape(size.height, size.width)) for seed in seeds])
+
+    def _checked(self, latents: NDArray[np.float32], n: int, size: RenderSize) -> NDArray[np.float32]:
+        shape = (n, *self._latent_shape(size.height, size.width))
         if latents.shape != shape or latents.dtype != np.float32 or not np.isfinite(latents).all():
             raise InputError(
                 "the latents given are not finite float32 of the request's shape", f"give standard normal values of shape {shape}"
@@ -245,9 +252,8 @@ def _joined(pictures: list[NDArray[np.float32]]) -> NDArray[np.float32]:
     return joined
 
 
-def _shifted(on_step: OnStep, first: int, n: int) -> OnStep:
+def _shifted(on_step: OnStep, batch: int, batches: int) -> OnStep:
     """Counts the steps of one batch among those of all batches."""
-    batches, batch = -(-n // MAX_BATCH), first // MAX_BATCH
     return lambda step, total: on_step(batch * total + step, batches * total)
 
 

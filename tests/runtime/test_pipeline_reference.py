@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -125,6 +126,19 @@ def test_arrays_equal_diffusers(miniature: Path, reference: Any, monkeypatch: py
     arrays = pipeline.generate(request).arrays
     assert arrays.shape == theirs.shape
     assert theirs.std() > 0.01
+    assert np.mean((arrays - theirs).astype(np.float64) ** 2) <= 1e-6  # 60 dB
+
+
+def test_another_size_equals_diffusers(copy: Path, reference: Any, rewrite_manifest: Callable[..., None]) -> None:
+    import torch
+
+    rewrite_manifest(copy, output_size=[64, 64])
+    settings = {"num_inference_steps": 4, "guidance_scale": 3.0, "height": 64, "width": 128}
+    theirs = reference("a red apple", generator=torch.Generator("cpu").manual_seed(5), output_type="np", **settings).images
+    pipeline = ours(copy, reference)
+    request = GenerationRequest.make(pipeline.bundle.manifest, prompt="a red apple", seed=5, scheduler="ddim", **settings)
+    arrays = pipeline.generate(request).arrays
+    assert arrays.shape == theirs.shape
     assert np.mean((arrays - theirs).astype(np.float64) ** 2) <= 1e-6  # 60 dB
 
 
