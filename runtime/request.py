@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 import operator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from platemark.errors import InputError
 from platemark.runtime.bundle import Manifest
 from platemark.runtime.noise import SEEDS, draw_seed
 from platemark.runtime.schedulers import NAMES
+from platemark.runtime.style import load_style
 
 MAX_PROMPT = 10_000  # characters
 MIN_SIZE, MAX_SIZE = 64, 4096  # pixels
@@ -24,7 +26,8 @@ MAX_PIXELS = 2**27  # delivered by one request: 384 MiB as uint8 RGB, which a ca
 class GenerationRequest:
     """Names as diffusers names them. `height` and `width` are those of the delivered image, in pixels.
 
-    Image k of the `n` uses seed + k (modulo 2^64). `scheduler` is one of `schedulers.NAMES`; None: the checkpoint's own.
+    Image k of the `n` uses seed + k (modulo 2^64). `scheduler` is one of `schedulers.NAMES`; None: the checkpoint's own. `style` is the
+    name of the style whose words the prompts hold already.
     A `guidance_scale` of 1 or less renders without classifier-free guidance. Raises `InputError` where a value is out of range.
     """
 
@@ -37,6 +40,7 @@ class GenerationRequest:
     seed: int
     n: int = 1
     scheduler: str | None = None
+    style: str | None = None
 
     def __post_init__(self) -> None:
         check_prompt_text(self.prompt)
@@ -64,21 +68,29 @@ class GenerationRequest:
         negative_prompt: str | None = None,
         seed: int | None = None,
         n: int = 1,
+        style: str | Path | None = None,
         **settings: Any,
     ) -> GenerationRequest:
-        """A request with the bundle's defaults where a setting is None or not given; a seed of None or -1 is drawn.
+        """A request with the bundle's defaults where neither a setting nor the style says otherwise; a seed of None or -1 is drawn.
 
-        `settings`: `num_inference_steps`, `guidance_scale`, `height`, `width`, `scheduler`. Raises `InputError`.
+        `settings`: `num_inference_steps`, `guidance_scale`, `height`, `width`, `scheduler`; None counts as not given. `style` is as
+        `style.load_style` takes it. Raises `InputError`.
         """
+        check_prompt_text(prompt)  # before a style's words would hide that there is none
+        worn = None if style is None else load_style(style)
         unknown = sorted(set(settings) - {"num_inference_steps", "guidance_scale", "height", "width", "scheduler"})
         if unknown:
             raise InputError(f"unknown setting {unknown[0]!r}", "see GenerationRequest for the names")
         given = {name: value for name, value in settings.items() if value is not None}
         height, width = manifest.output_size
         defaults = {"num_inference_steps": manifest.default_steps, "guidance_scale": manifest.default_guidance}
-        chosen: dict[str, Any] = {**defaults, "height": height, "width": width, "scheduler": manifest.default_scheduler, **given}
+        chosen: dict[str, Any] = {**defaults, "height": height, "width": width, "scheduler": manifest.default_scheduler}
+        chosen |= ({} if worn is None else worn.settings()) | given
         drawn = draw_seed() if seed is None or _is_minus_one(seed) else seed
-        return cls(prompt=prompt, negative_prompt=negative_prompt or "", seed=drawn, n=n, **chosen)
+        texts: dict[str, Any] = {"prompt": prompt, "negative_prompt": negative_prompt or ""}
+        if worn is not None:
+            texts = {"prompt": worn.prompt(prompt), "negative_prompt": worn.negative(negative_prompt or ""), "style": worn.name}
+        return cls(**texts, seed=drawn, n=n, **chosen)
 
     def settings(self) -> dict[str, str]:
         """What decided the picture besides prompt and seed, as text; without the prompts."""
@@ -88,6 +100,7 @@ class GenerationRequest:
             "height": str(self.height),
             "width": str(self.width),
             "scheduler": self.scheduler or "checkpoint",
+            **({} if self.style is None else {"style": self.style}),
         }
 
 
