@@ -5,7 +5,7 @@ FULL   := .venv-test
 SOURCES := $(shell git ls-files src optimize runtime safety provenance pyproject.toml constraints.txt 2>/dev/null)
 PIP_QUIET := --quiet --disable-pip-version-check
 
-.PHONY: demo test check types readme bundle clean
+.PHONY: demo test soak check types readme bundle clean
 
 demo: $(LEAN)/.installed
 	$(LEAN)/bin/platemark generate "a red apple" --seed 1 -o apple.png
@@ -13,6 +13,12 @@ demo: $(LEAN)/.installed
 
 test: $(FULL)/.installed check
 	$(FULL)/bin/python -m pytest
+
+# What the tests do in small, for hours: kill -9 of registry writers, and mutated files through the verifier.
+soak: $(FULL)/.installed
+	$(FULL)/bin/python -m benchmarks.registry_soak --kills 10000
+	$(FULL)/bin/python -m tools.postgres run -- $(FULL)/bin/python -m benchmarks.registry_soak --kills 10000
+	$(FULL)/bin/python -m tools.soak_verify
 
 check: $(FULL)/.installed types
 	$(FULL)/bin/ruff check .

@@ -116,6 +116,12 @@ def add_keys(home: Path, keys: list[HeldKey]) -> list[str]:
     return [key.key_id for key in fresh]
 
 
+def ensure_marking_key(home: Path, *, development: bool = False) -> None:
+    """Makes a marking key where the state folder holds none of this kind. Raises `ProvenanceUnavailable`."""
+    if not any(key.purpose == "mark" and key.development == development for key in held_keys(home)):
+        add_keys(home, [new_key(development=development)])
+
+
 def export_keys(path: str | Path, home: Path, *, passphrase: str | None = None, force: bool = False) -> list[str]:
     """Writes all held watermark keys to a file (0600), encrypted where a passphrase is given; returns their ids.
 

@@ -4,9 +4,30 @@ from __future__ import annotations
 
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
-DIGITAL_SOURCE_TYPE = "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"
+_SOURCE_TYPES = "http://cv.iptc.org/newscodes/digitalsourcetype/"
+DIGITAL_SOURCE_TYPE = f"{_SOURCE_TYPES}trainedAlgorithmicMedia"
+COMPOSITE_SOURCE_TYPE = f"{_SOURCE_TYPES}compositeWithTrainedAlgorithmicMedia"
+WATERMARK_ALGORITHM = "com.platemark.wm.1"  # the name of our watermark in soft bindings
+RECORD_LABEL = "com.platemark.record"  # of the assertion that holds the record
+
+Operation = Literal["text2img", "img2img", "inpaint"]
+TimestampState = Literal["none", "trusted", "unverified"]
+
+
+class Licence(BaseModel):
+    """Under what terms one part of the model was used. `licence`: an SPDX expression or the licence's name; `url`: its text."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    part: Literal["model", "lora"]
+    name: str = Field(max_length=200)
+    licence: str = Field(max_length=200)
+    url: str | None = Field(default=None, max_length=500)
+
+    def __str__(self) -> str:
+        return f"{self.part} {self.name}: {self.licence}" + (f" ({self.url})" if self.url else "")
 
 
 class Facts(BaseModel):
@@ -15,7 +36,10 @@ class Facts(BaseModel):
     `model_sha256` and `bundle_sha256` are hex; `request_hmac` is a keyed hash of the prompt and settings (never the prompt itself);
     `resampled_from` is (height, width) as rendered, where that is not the delivered size, else None: the picture then was fitted, by a
     centred cut to the new aspect and Lanczos resampling. `delivered_size` (height, width) is filled in by the stamp. `decision` is a
-    safety decision as plain JSON types.
+    safety decision as plain JSON types. `operation` says what the model started from: nothing, a whole picture, or a picture and a mask.
+    `prompt` and `negative_prompt` are written in clear wherever they are given, so the stamp drops them unless its rules allow them.
+    `face_count`: faces found in the picture; `consent_ref`: the reference under which consent for an input picture was recorded;
+    `latent_mark`: the starting noise carried a mark too.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -29,10 +53,26 @@ class Facts(BaseModel):
     resampled_from: tuple[int, int] | None
     decision: dict[str, Any]
     delivered_size: tuple[int, int] | None = None
+    operation: Operation = "text2img"
+    prompt: str | None = Field(default=None, repr=False)
+    negative_prompt: str | None = Field(default=None, repr=False)
+    licences: tuple[Licence, ...] = ()
+    face_count: int | None = Field(default=None, ge=0)
+    consent_ref: str | None = Field(default=None, max_length=200)
+    latent_mark: bool = False
 
     def delivered_at(self, height: int, width: int) -> Self:
         """The same facts, of a picture delivered at this size."""
         return self.model_copy(update={"delivered_size": (height, width)})
+
+    def without_prompts(self) -> Self:
+        """The same facts with the keyed hash alone to say what was asked for."""
+        return self.model_copy(update={"prompt": None, "negative_prompt": None})
+
+    @property
+    def digital_source_type(self) -> str:
+        """The IPTC term: made by a model, or (inpainting) a picture with parts made by one."""
+        return COMPOSITE_SOURCE_TYPE if self.operation == "inpaint" else DIGITAL_SOURCE_TYPE
 
     @property
     def cropped(self) -> bool:
@@ -60,7 +100,8 @@ class ProvenanceRecord(BaseModel):
     """What was done to one released picture. Times are RFC 3339 UTC; hashes hex; `psnr` is dB of marked against unmarked.
 
     `watermark`: `full` (geometry search when reading), `pixel` (pictures under 256 px: no geometry search) or `none` (signed only, as the
-    policy allows).
+    policy allows). `timestamp`: `trusted` (an RFC 3161 stamp of an authority that the policy names), `unverified` (the policy names no
+    authority's certificate) or `none`. `parent_sha256` is that of the input picture's file.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -80,6 +121,8 @@ class ProvenanceRecord(BaseModel):
     manifest_label: str
     image_sha256: str  # of the delivered bytes
     perceptual_hash: str  # 64 hex digits (PDQ, 256 bits)
+    timestamp: TimestampState = "none"
+    parent_sha256: str | None = None
     facts: Facts
 
     def as_dict(self) -> dict[str, Any]:

@@ -1,8 +1,6 @@
-"""XMP: writes the facts of a picture in IPTC 2025.1 fields, and reads the claims of any packet. Knows no file format.
+"""XMP: reads the claims of any packet. Writing is `platemark.provenance.metadata.xmp`. Knows no file format.
 
-Written: Iptc4xmpExt DigitalSourceType, AISystemUsed, AISystemVersionUsed and AIPromptInformation (IPTC Photo Metadata Standard 2025.1; the
-prompt only as a keyed hash), xmp CreatorTool and CreateDate, and Platemark's own ContentId and Processing. Reading is for untrusted input:
-bounded in size and depth, no document type, no entities.
+For untrusted input: bounded in size and depth, no document type, no entities.
 """
 
 from __future__ import annotations
@@ -11,10 +9,8 @@ import re
 import xml.parsers.expat
 from dataclasses import dataclass
 from xml.etree import ElementTree
-from xml.sax.saxutils import quoteattr
 
 from platemark.errors import ImageError
-from platemark.provenance.record import DIGITAL_SOURCE_TYPE, Facts
 
 MAX_BYTES = 1 << 20
 MAX_DEPTH = 64
@@ -24,6 +20,9 @@ _IPTC = "http://iptc.org/std/Iptc4xmpExt/2008-02-29/"
 _XMP = "http://ns.adobe.com/xap/1.0/"
 _OWN = "urn:platemark:xmp:1.0:"
 _TC260 = "http://www.tc260.org.cn/ns/AIGC/1.0/"
+_DC = "http://purl.org/dc/elements/1.1/"
+_RIGHTS = "http://ns.adobe.com/xap/1.0/rights/"
+_PLUS = "http://ns.useplus.org/ldf/xmp/1.0/"
 _FIELDS = {
     f"{{{_IPTC}}}DigitalSourceType": "digital_source_type",
     f"{{{_IPTC}}}DigitalSourcetype": "digital_source_type",  # the spelling of older IPTC versions
@@ -35,44 +34,14 @@ _FIELDS = {
     f"{{{_XMP}}}CreateDate": "created",
     f"{{{_OWN}}}ContentId": "content_id",
     f"{{{_OWN}}}Processing": "processing",
+    f"{{{_OWN}}}Licences": "licences",
     f"{{{_TC260}}}AIGC": "aigc",
+    f"{{{_DC}}}creator": "creator",
+    f"{{{_DC}}}rights": "rights",
+    f"{{{_RIGHTS}}}WebStatement": "rights_url",
+    f"{{{_PLUS}}}DataMining": "data_mining",
 }
 _MARKUP = re.compile(r"<!(?!--|\[CDATA\[)")
-_UNPRINTABLE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ufffe\uffff\ud800-\udfff]")
-
-
-def processing_note(facts: Facts, size: tuple[int, int]) -> str | None:
-    """What was done to a picture after it was rendered, or None. `size` is (height, width) as delivered; the text says width x height."""
-    facts, said = facts.delivered_at(*size), []
-    if facts.resampled_from is not None:
-        height, width = facts.resampled_from
-        how = " and ".join(["cropped"] * facts.cropped + ["resampled"] * facts.resampled)
-        said += [f"rendered at {width}x{height}", f"{how} to {size[1]}x{size[0]}" + " by Lanczos" * facts.resampled]
-    if facts.blurred:
-        said.append("blurred by the policy")
-    return ", ".join(said) or None
-
-
-def write_xmp(facts: Facts, *, size: tuple[int, int], created: str, generator: str, content_id: int) -> bytes:
-    """The packet (UTF-8) of one picture. `size`: (height, width) as delivered; `created`: RFC 3339; `generator`: "platemark/0.1.0"."""
-    values = {
-        "xmp:CreatorTool": generator,
-        "xmp:CreateDate": created,
-        "Iptc4xmpExt:DigitalSourceType": DIGITAL_SOURCE_TYPE,
-        "Iptc4xmpExt:AISystemUsed": f"Platemark {facts.model_name}",
-        "Iptc4xmpExt:AISystemVersionUsed": f"{generator}, weights sha256 {facts.model_sha256}",
-        "Iptc4xmpExt:AIPromptInformation": f"hmac-sha256:{facts.request_hmac}",
-        "platemark:ContentId": str(content_id),
-        "platemark:Processing": processing_note(facts, size),
-    }
-    attributes = "\n   ".join(f"{name}={quoteattr(_printable(value))}" for name, value in values.items() if value is not None)
-    namespaces = f'xmlns:xmp="{_XMP}" xmlns:Iptc4xmpExt="{_IPTC}" xmlns:platemark="{_OWN}"'
-    return (
-        '<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?>\n'
-        f'<x:xmpmeta xmlns:x="adobe:ns:meta/">\n <rdf:RDF xmlns:rdf="{_RDF}">\n'
-        f'  <rdf:Description rdf:about="" {namespaces}\n   {attributes}/>\n'
-        ' </rdf:RDF>\n</x:xmpmeta>\n<?xpacket end="r"?>'
-    ).encode()
 
 
 def read_xmp(packet: bytes) -> dict[str, str]:
@@ -152,7 +121,3 @@ def _decoded(packet: bytes) -> str:
 
 def _unreadable(why: str) -> ImageError:
     return ImageError(why, "the rest of the file can still be read")
-
-
-def _printable(text: str) -> str:
-    return _UNPRINTABLE.sub("\ufffd", text)

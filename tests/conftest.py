@@ -12,4 +12,5 @@ def state_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Mon
     """`$PLATEMARK_HOME` of this test alone, so that no test touches the user's keys."""
     home = tmp_path_factory.mktemp("home")
     monkeypatch.setenv("PLATEMARK_HOME", str(home))
+    monkeypatch.delenv("PLATEMARK_REGISTRY", raising=False)
     return home

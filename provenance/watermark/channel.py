@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import io
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import PIL.Image
 from numpy.typing import NDArray
 
-from platemark.provenance.watermark.spectrum import Float, luma
+from platemark.provenance.watermark.spectrum import Float
 
-JPEG_QUALITY = 75
+JPEG_QUALITY = 50
 WANTED_MARGIN = 1.35  # of the statistics that a reading needs, after JPEG of that quality
-NEEDED = 17.0  # the data's statistic at which about 499 words of 500 decode
+NEEDED = 14.0  # the data's statistic at which about 98 words of 100 decode
 _STRIP = 512
+_LARGE = 1280  # square root of the area from which a picture is judged by a smaller copy, as it will be shown
+_COPY = 1024
+
+Rows = Callable[[NDArray[np.intp]], Float]  # the change (m, W) in some rows of a picture
 
 
 @dataclass(frozen=True)
@@ -28,28 +33,33 @@ class Attempt:
     margin: float
 
 
-def shifted(image: NDArray[np.uint8], change: Float, scale: float = 1.0, headroom: int = 0) -> NDArray[np.uint8]:
-    """Adds `scale` · `change` (H, W) to red, green and blue alike, rounded once, so that luma moves by just that and colour stays.
+def shifted(image: NDArray[np.uint8], change: Rows, scale: float = 1.0, headroom: int = 0) -> NDArray[np.uint8]:
+    """Adds `scale` times the change to red, green and blue alike, rounded once, so that luma moves by just that and colour stays.
 
     With `headroom`, values are first brought that many levels within 0 and 255.
     """
     out = np.empty_like(image)
     for top in range(0, len(image), _STRIP):
-        rows = slice(top, top + _STRIP)
-        base = image[rows].astype(np.int16)
+        index = np.arange(top, min(top + _STRIP, len(image)))
+        base = image[index[0] : index[-1] + 1].astype(np.int16)
         if headroom:
             np.clip(base, headroom, 255 - headroom, out=base)
-        base += np.rint(change[rows] * np.float32(scale)).astype(np.int16)[..., None]
-        out[rows] = np.clip(base, 0, 255, out=base)
+        base += np.rint(change(index) * np.float32(scale)).astype(np.int16)[..., None]
+        out[index[0] : index[-1] + 1] = np.clip(base, 0, 255, out=base)
     return out
 
 
-def after_jpeg(marked: NDArray[np.uint8], quality: int = JPEG_QUALITY) -> Float:
-    """Luma (H, W) of the picture after JPEG with half colour resolution, as most programs write it, read back as RGB."""
-    buffer = io.BytesIO()
-    PIL.Image.fromarray(marked).save(buffer, "JPEG", quality=quality)
-    with PIL.Image.open(buffer) as picture:
-        return luma(np.asarray(picture.convert("RGB")))
+def after_jpeg(marked: NDArray[np.uint8], quality: int = JPEG_QUALITY) -> NDArray[np.uint8]:
+    """The picture after JPEG with half colour resolution, as most programs write it, read back as RGB; large ones smaller."""
+    buffer, picture = io.BytesIO(), PIL.Image.fromarray(marked)
+    side = math.sqrt(picture.width * picture.height)
+    if side > _LARGE:
+        size = round(picture.width * _COPY / side), round(picture.height * _COPY / side)
+        picture = picture.resize(size, PIL.Image.Resampling.BOX)
+    picture.save(buffer, "JPEG", quality=quality)
+    del picture
+    with PIL.Image.open(buffer) as opened:
+        return np.asarray(opened.convert("RGB"))
 
 
 def psnr(image: NDArray[np.uint8], marked: NDArray[np.uint8]) -> float:

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from platemark.provenance.watermark import code
 from platemark.provenance.watermark.channel import NEEDED, WANTED_MARGIN, Attempt, after_jpeg, psnr, shifted
-from platemark.provenance.watermark.finding import Finding, Symbols, read
+from platemark.provenance.watermark.finding import Finding, Symbols
 from platemark.provenance.watermark.key import WatermarkKey
 from platemark.provenance.watermark.layout import SYMBOLS, strength_of
 from platemark.provenance.watermark.payload import Payload, seal
@@ -31,6 +31,7 @@ HYPOTHESES = SALTS * len(STEPS)
 HEADROOMS = (0, 1, 2, 3)
 BLOCK = 8
 _ROUNDS = 4
+_JPEG = 75
 _PLACES = ((0, 1), (1, 0), (2, 0), (1, 1), (0, 2), (0, 3), (1, 2), (2, 1), (3, 0))  # (row, column) of a block: lowest frequencies first
 _PILOT_SHARE = 1 / 8
 _SALT_STRIDE = 1009  # cells; prime, so that no salt moves whole blocks onto blocks in step with the picture
@@ -95,11 +96,18 @@ def heard(values: Float, offset: Float, step: float) -> NDArray[np.complex64]:
 
 
 def write(
-    image: NDArray[np.uint8], payload: Payload, key: WatermarkKey, *, min_psnr: float, rng: np.random.Generator | None
+    image: NDArray[np.uint8],
+    payload: Payload,
+    key: WatermarkKey,
+    *,
+    min_psnr: float,
+    strength: float | None = None,
+    rng: np.random.Generator | None,
 ) -> Attempt | None:
     """Marks uint8 (H, W, 3) with the smallest step that reads with a margin after JPEG, the headroom chosen for PSNR.
 
-    Where none has that margin: the attempt with the largest; None where no step keeps `min_psnr`.
+    Where none has that margin: the attempt with the largest; None where no step keeps `min_psnr`. With `strength`, only the step whose
+    strength is nearest to it is tried.
     """
     count = transform(luma(image)).size
     keyed = cells(key, count)[rng.integers(SALTS) if rng is not None else secrets.randbelow(SALTS)]
@@ -107,7 +115,8 @@ def write(
     signs[keyed.data] = code.encode(seal(payload, key))[keyed.symbol]
     best: Attempt | None = None
     best_rank = (0.0, 0.0)
-    for step in STEPS:
+    steps = STEPS if strength is None else (min(STEPS, key=lambda step: abs(strength_at(step) - strength)),)
+    for step in steps:
         for headroom in HEADROOMS:
             attempt = _attempt(image, keyed, signs, key, step, headroom)
             distance = psnr(image, attempt.image)
@@ -119,32 +128,34 @@ def write(
     return best
 
 
+def strength_at(step: float) -> float:
+    """Standard deviation of the change, in levels: each coefficient moves by a uniform part of a step."""
+    return step * math.sqrt(len(_PLACES) / 12) / BLOCK
+
+
 def _attempt(image: NDArray[np.uint8], keyed: Cells, signs: Float, key: WatermarkKey, step: float, headroom: int) -> Attempt:
     size = image.shape[0], image.shape[1]
     change = np.zeros(size, dtype=np.float32)
-    marked = shifted(image, change, headroom=headroom)
+    marked = shifted(image, change.__getitem__, headroom=headroom)
     for _ in range(_ROUNDS):  # clipping and rounding undo a part of the change: what they took is asked for again
         change += inverse(towards(transform(luma(marked)), signs, keyed.offset, step), size)
-        marked = shifted(image, change, headroom=headroom)
-    received = heard(transform(after_jpeg(marked)), keyed.offset, step)[keyed.data]
+        marked = shifted(image, change.__getitem__, headroom=headroom)
+    received = heard(transform(luma(after_jpeg(marked, _JPEG))), keyed.offset, step)[keyed.data]
     margin = strength_of(received.real * signs[keyed.data], np.ones(received.size)) / NEEDED
-    reads = read(Symbols(received, keyed.symbol), key).payload is not None
-    strength = step * math.sqrt(len(_PLACES) / 12) / BLOCK  # each coefficient moves by a uniform part of a step
-    return Attempt(marked, strength, headroom, margin if reads else min(margin, 0.95))
+    reads = Symbols(received, keyed.symbol).read(key).payload is not None
+    return Attempt(marked, strength_at(step), headroom, margin if reads else min(margin, 0.95))
 
 
 def findings(plane: Float, key: WatermarkKey) -> Iterator[Finding]:
     """Scores every salt and step for a picture's luma."""
     values = transform(plane)
-    if values.size < SYMBOLS // 4:
-        return
     for salt, keyed in enumerate(cells(key, values.size)):
         for step in STEPS:
             pilots = heard(values[keyed.pilots], keyed.offset[keyed.pilots], step)
             score = strength_of(pilots.real, np.ones(pilots.size))
             # The offsets are uniform, so each term is the cosine of a uniform angle whatever the picture: normal, with lighter tails.
             p_value = 0.5 * math.erfc(score / math.sqrt(2))
-            yield Finding("pixel", {"step": step, "salt": salt}, score, p_value, functools.partial(_symbols, values, keyed, step))
+            yield Finding({"step": step, "salt": salt}, score, p_value, functools.partial(_symbols, values, keyed, step))
 
 
 def _symbols(values: Float, keyed: Cells, step: float) -> Symbols:

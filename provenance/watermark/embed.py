@@ -41,24 +41,30 @@ def embed(
     *,
     min_psnr: float = 41.0,
     max_psnr: float = 48.0,
+    strength: float | None = None,
     rng: np.random.Generator | None = None,
 ) -> Marked:
     """Marks a uint8 RGB picture (H, W, 3) at its own size, no stronger than `min_psnr` and no fainter than about `max_psnr` (dB).
 
+    `strength` (levels, 0.2 to 8: the standard deviation of the change where the picture is smooth) takes the place of the search for one:
+    no upper bound of PSNR then.
     `rng` draws what differs between two marks of one payload (None: the system's random source); it is for repeatable tests alone.
     Raises `InputError` (another array, bounds out of order), `ProvenanceUnavailable` (a side under 64 px, or unreadable at `min_psnr`).
     """
     size = require_picture(image).shape[:2]
     if not 30 <= min_psnr <= max_psnr <= 60:
         raise InputError("the PSNR bounds are out of order", "use 30 <= min_psnr <= max_psnr <= 60")
+    if strength is not None and not 0.2 <= strength <= 8:
+        raise InputError("the watermark strength is out of range", "use 0.2 to 8 levels, or leave it out")
     if min(size) < PIXEL_MIN_SIDE:
         raise ProvenanceUnavailable(f"a picture under {PIXEL_MIN_SIDE} px a side cannot hold a watermark", _REMEDY)
     layout = layout_for(*size)
     made: Attempt | None
     if layout == "full":
-        made = spread.write(image, payload, key, min_psnr=min_psnr, max_psnr=max_psnr, rng=rng)
+        bounds = spread.Bounds(min_psnr, max_psnr, strength)
+        made = spread.write(image, payload, key, bounds, rng=rng)
     else:
-        made = dither.write(image, payload, key, min_psnr=min_psnr, rng=rng)
+        made = dither.write(image, payload, key, min_psnr=min_psnr, strength=strength, rng=rng)
     if made is None or detect(made.image, key).payload != payload:
         raise ProvenanceUnavailable("this picture cannot hold a watermark that can be read back", _REMEDY)
     reached = round(psnr(image, made.image), 2)

@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 from platemark.errors import InputError
 
 SECRET_BYTES = 32
-_PREFIX = b"platemark-watermark/1/"  # the algorithm version: a change of the algorithm makes every derived sequence new
+ALGORITHM = 2  # raised with every change of the algorithm, which makes every derived sequence new: pilots of one are none of another
+_PREFIX = f"platemark-watermark/{ALGORITHM}/".encode()
 _KEY_ID = re.compile(r"[0-9a-z][0-9a-z._-]{0,63}")
 
 

@@ -1,85 +1,146 @@
-"""The search for the layout `full`: hypotheses of scale and orientation, each scored by its pilots over all shifts of the tile.
+"""The search for the layout `full`: stages of geometries, scanned, refined and settled, until the caller has read enough.
 
-Covers the picture's own scale and a short list of others, upright, mirrored and turned by quarters. Rotations by other angles, and crops
-of originals whose size is not on the list, are not searched. One transform serves all orientations of a scale.
+`direct` costs next to nothing: the picture's own size in eight orientations, and cuts at unchanged scale from originals of usual sizes.
+The deep stages cover small affine changes, other aspect ratios, and every angle at 0.3 to 3.3 times the scale. What does not depend on the
+key is computed once for all keys. Knows nothing of payloads.
 """
 
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from platemark.provenance.watermark import spectrum
-from platemark.provenance.watermark.finding import Finding, Symbols
+from platemark.provenance.watermark import geometries, refine, scan, spectrum
+from platemark.provenance.watermark.calibration import SearchName
+from platemark.provenance.watermark.geometries import Stage
 from platemark.provenance.watermark.key import WatermarkKey
-from platemark.provenance.watermark.layout import Carriers, aligned, carriers, pixel_period
-from platemark.provenance.watermark.presence import find_peak
+from platemark.provenance.watermark.layout import PERIOD, carriers, lattice, turns
+from platemark.provenance.watermark.reading import Reading, read_carriers
+from platemark.provenance.watermark.refine import Places
+from platemark.provenance.watermark.samples import Samples, sample
+from platemark.provenance.watermark.spectrum import Field
 
-SCALES = (1.0, 0.5, 0.75, 1.5, 2.0)  # of the tile, against that of a picture marked at this size
-ORIGINAL_SIDES = (512, 768, 1024)  # square roots of the areas of uncut originals: their crops keep the tile's size in pixels
-_MIN_SHARE = 0.25  # of the band, that a picture must be able to hold for a scale to be tried
+_DIRECT_KEPT = 3
+_SETTLED = 4  # places of a stage that the caller sees
+_SAME = 0.004, 2.0  # entries of geometries and canonical pixels of shift under which two places are one
 
 
 @dataclass(frozen=True)
-class Hypothesis:
-    """One guess of how the tile lies. `period` in picture pixels; the picture was mirrored left to right, then turned by `quarters`."""
+class Place:
+    """Where a tile may lie. `matrix` (2, 2): canonical from working pixels; `shift` (2,): canonical pixels; `score`: the pilots'.
 
-    scale: float
-    period: float
-    flip: bool
-    quarters: int
+    `nominal`: the geometry to report; that of the hypothesis where it is one of a short list, as the climb moves it by some hundredths of a
+    degree even where nothing was turned.
+    """
 
+    matrix: NDArray[np.float64]
+    shift: NDArray[np.float64]
+    score: float
+    nominal: NDArray[np.float64]
 
-def plan(height: int, width: int) -> list[Hypothesis]:
-    """Every hypothesis, in order, the likeliest first; fixed by the picture's size alone."""
-    orientations = [(flip, quarters) for flip in (False, True) for quarters in range(4)]
-    own = pixel_period(height, width)
-    return [Hypothesis(period / own, period, *one) for period in _periods(height, width) for one in orientations]
-
-
-def _periods(height: int, width: int) -> list[float]:
-    own, whole = pixel_period(height, width), spectrum.band(math.inf).sum()
-    shrunk = min(1.0, spectrum.WORKING_SIDE / math.sqrt(height * width))
-    kept: list[float] = []
-    for period in [own * scale for scale in SCALES] + [pixel_period(side, side) for side in ORIGINAL_SIDES]:
-        holds = spectrum.band(period * shrunk).sum() >= _MIN_SHARE * whole
-        if holds and all(abs(period / other - 1) > 0.002 for other in kept):
-            kept.append(period)
-    return kept
+    @classmethod
+    def nowhere(cls) -> Place:
+        return cls(np.eye(2), np.zeros(2), 0.0, np.eye(2))
 
 
-def findings(plane: spectrum.Float, key: WatermarkKey) -> Iterator[Finding]:
-    """Scores the hypotheses of `plan` for a picture's luma, one after another, as far as the caller asks."""
-    tile, field = carriers(key), spectrum.prepare(plane)
-    period, grid = math.nan, np.empty(0, dtype=np.complex64)
-    for hypothesis in plan(*plane.shape):
-        if hypothesis.period != period:
-            period = hypothesis.period
-            grid = spectrum.coefficients(field, period)
-        yield _score(_undo(grid, hypothesis), tile, hypothesis)
+@dataclass(frozen=True)
+class Found:
+    """The best places of a stage, all different, the best first. `hypotheses`: geometries times orientations that the stage tried."""
+
+    stage: str
+    places: tuple[Place, ...]
+    hypotheses: int
 
 
-def _undo(grid: NDArray[np.complex64], hypothesis: Hypothesis) -> NDArray[np.complex64]:
-    """Coefficients of the picture before it was mirrored and turned: a lattice turns with its picture, but for the shift."""
-    turned = np.rot90(grid, -hypothesis.quarters)
-    return turned[:, ::-1] if hypothesis.flip else turned
+class Search:
+    """One picture's search; `field` as `spectrum.prepare` gives it."""
+
+    def __init__(self, field: Field) -> None:
+        self.field = field
+
+    def planned(self, name: SearchName) -> int:
+        """Hypotheses of the whole search."""
+        stages = [self._direct[0], *(self._stages if name == "deep" else ())]
+        return len(scan.ORIENTATIONS) * sum(len(stage.matrices) for stage in stages)
+
+    def stages(self, key: WatermarkKey, *, deep: bool) -> Iterator[Found]:
+        """The fast search, then where asked the stages of the deep one, as far as the caller goes."""
+        yield self.direct(key)
+        if deep:
+            yield from self.deep(key)
+
+    def read(self, key: WatermarkKey, place: Place) -> Reading:
+        """What the data carriers say at one place."""
+        return read_carriers(self.received(key, place.matrix, place.shift), key)
+
+    @functools.cached_property
+    def samples(self) -> Samples:
+        return sample(self.field)
+
+    @functools.cached_property
+    def _direct(self) -> tuple[Stage, NDArray[np.complex64]]:
+        working = np.sqrt(self.field.values.size / (self.field.height * self.field.width))
+        stage = geometries.direct(self.samples.own, working)
+        return stage, self.samples.near(stage.matrices, lattice().points[lattice().coarse])
+
+    @functools.cached_property
+    def _stages(self) -> list[Stage]:
+        return geometries.stages(self.samples.own, self.samples.extent)
+
+    @functools.cached_property
+    def _sampled(self) -> dict[str, NDArray[np.complex64]]:
+        return {}
+
+    def direct(self, key: WatermarkKey) -> Found:
+        """The fast search."""
+        stage, values = self._direct
+        table = scan.pilots(key, low=False)
+        places = _places(stage, scan.scan(values, table)).best(_DIRECT_KEPT)
+        exact = refine.settle(self.samples, key, refine.polish(self.samples, key, places, stage.step))
+        return Found(stage.name, _distinct(exact, places.matrices), 8 * len(stage.matrices))
+
+    def deep(self, key: WatermarkKey) -> Iterator[Found]:
+        """The stages of the deep search, one after the other, as far as the caller asks."""
+        table = scan.pilots(key, low=True)
+        for stage in self._stages:
+            if stage.name not in self._sampled:
+                self._sampled[stage.name] = self.samples.near(stage.matrices, table.points)
+            places = _places(stage, scan.scan(self._sampled[stage.name], table))
+            places = refine.settle(self.samples, key, refine.climb(self.samples, key, places, stage.step))
+            yield Found(stage.name, _distinct(places, places.matrices), 8 * len(stage.matrices))
+
+    def received(self, key: WatermarkKey, matrix: NDArray[np.float64], shift: NDArray[np.float64]) -> NDArray[np.complex64]:
+        """All carriers (1816,) at one place: real and positive for +1."""
+        points = lattice().points
+        return np.asarray(self.samples.exact(matrix[None], points)[0] * (carriers(key).phase * turns(points, shift)).conj())
 
 
-def _score(grid: NDArray[np.complex64], tile: Carriers, hypothesis: Hypothesis) -> Finding:
-    peak = find_peak(grid, tile)
-    geometry = {
-        "scale": round(hypothesis.scale, 4),
-        "rotation": 90 * hypothesis.quarters,
-        "flip": hypothesis.flip,
-        "shift": [round(part, 2) for part in peak.shift],
-    }
-    return Finding("full", geometry, peak.score, peak.p_value, functools.partial(_symbols, grid, tile, peak.shift))
+def open_search(image: NDArray[np.uint8]) -> Search:
+    """For a picture, uint8 (H, W, 3)."""
+    return Search(spectrum.prepare(image))
 
 
-def _symbols(grid: NDArray[np.complex64], tile: Carriers, shift: tuple[float, float]) -> Symbols:
-    return Symbols(aligned(grid, tile, shift)[tile.data], tile.symbol)
+def _distinct(places: Places, nominal: NDArray[np.float64]) -> tuple[Place, ...]:
+    """Best first, without those that are the same as a better one."""
+    kept: list[Place] = []
+    for n in np.argsort(-places.scores):
+        one = Place(places.matrices[n], places.shifts[n], float(places.scores[n]), nominal[n])
+        if not any(_same(one, other) for other in kept):
+            kept.append(one)
+        if len(kept) == _SETTLED:
+            break
+    return tuple(kept)
+
+
+def _same(one: Place, other: Place) -> bool:
+    apart = np.abs((one.shift - other.shift + PERIOD / 2) % PERIOD - PERIOD / 2)
+    return bool(np.abs(one.matrix - other.matrix).max() < _SAME[0] and apart.max() < _SAME[1])
+
+
+def _places(stage: Stage, hits: scan.Hits) -> Places:
+    orientation = np.stack(scan.ORIENTATIONS)[hits.orientation]
+    return Places(orientation @ stage.matrices.astype(np.float64), hits.shift, hits.score.astype(np.float64))

@@ -18,8 +18,9 @@ from platemark.provenance.watermark.layout import CANONICAL_SIDE, HIGH, LOW, NYQ
 
 Float = NDArray[np.float32]
 LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)  # ITU-R BT.601, as in JPEG
-WORKING_SIDE = 1024  # square root of the area that larger pictures are averaged down to for reading
-_MEAN_WINDOW, _VARIANCE_WINDOW = 11 / CANONICAL_SIDE, 7 / CANONICAL_SIDE  # of the square root of the area
+WORKING_SIDE = 768  # square root of the area that larger pictures are averaged down to for reading
+_WINDOW = 7  # pixels of local mean and variance at the canonical size, and below it
+_STRIP = 64  # rows of the working size that are made at once
 _FLOOR = 2.0  # levels: residuals below this are rounding and compression
 _WEIGHT_POWER = 0.65  # of the variance
 _LEVEL_RADIUS = 4  # lattice points over which frequencies are levelled
@@ -47,14 +48,22 @@ def luma(image: NDArray[np.uint8]) -> Float:
     return out
 
 
-def shrink(plane: Float, side: int = WORKING_SIDE) -> Float:
-    """Averages a plane down to a square root of area of at most `side`; smaller ones are returned as they are."""
-    height, width = plane.shape
+def shrink(image: NDArray[np.uint8], side: int = WORKING_SIDE) -> Float:
+    """Luma of a picture (H, W, 3), averaged down to a square root of area of at most `side`; strip by strip."""
+    height, width = image.shape[:2]
     factor = side / math.sqrt(height * width)
     if factor >= 1:
-        return plane
-    size = max(1, round(width * factor)), max(1, round(height * factor))
-    return np.asarray(PIL.Image.fromarray(plane).resize(size, PIL.Image.Resampling.BOX), dtype=np.float32)
+        return luma(image)
+    rows, columns = max(1, round(height * factor)), max(1, round(width * factor))
+    out = np.empty((rows, columns), dtype=np.float32)
+    for top in range(0, rows, _STRIP):
+        bottom = min(rows, top + _STRIP)
+        first, last = top * height / rows, bottom * height / rows
+        start, stop = math.floor(first), min(height, math.ceil(last))
+        strip = PIL.Image.fromarray(luma(image[start:stop]))
+        box = (0.0, first - start, float(width), min(last, height) - start)
+        out[top:bottom] = strip.resize((columns, bottom - top), PIL.Image.Resampling.BOX, box=box)
+    return out
 
 
 def box_mean(plane: Float, window: int) -> Float:
@@ -80,19 +89,25 @@ def _run_sum(plane: Float, window: int) -> Float:
         span *= 2
 
 
+def around(plane: Float, reach: int) -> Float:
+    """Mean over `reach` rows either way, edges mirrored."""
+    reach = min(reach, len(plane) - 1)
+    return _run_sum(np.pad(plane, ((reach, reach), (0, 0)), mode="symmetric"), 2 * reach + 1) * np.float32(1 / (2 * reach + 1))
+
+
 def odd(length: float) -> int:
     """The nearest odd window length, 3 at least."""
     return max(3, 2 * round((length - 1) / 2) + 1)
 
 
-def prepare(plane: Float) -> Field:
-    """Luma at picture size, float32 (H, W) → the field to read carriers from."""
-    work = shrink(plane)
-    side = math.sqrt(work.size)
-    residual = work - box_mean(work, odd(_MEAN_WINDOW * side))
-    variance = box_mean(residual * residual, odd(_VARIANCE_WINDOW * side))
+def prepare(image: NDArray[np.uint8]) -> Field:
+    """A picture (H, W, 3) → the field to read carriers from."""
+    work = shrink(image)
+    window = odd(_WINDOW * max(1.0, math.sqrt(work.size) / CANONICAL_SIDE))
+    residual = work - box_mean(work, window)
+    variance = box_mean(residual * residual, window)
     weight = (variance + _FLOOR**2) ** -_WEIGHT_POWER
-    return Field(residual * weight, *plane.shape)
+    return Field(residual * weight, image.shape[0], image.shape[1])
 
 
 def coefficients(field: Field, period: float) -> NDArray[np.complex64]:
@@ -142,8 +157,8 @@ def _around(plane: Float, window: int) -> Float:
     return box_mean(np.pad(plane, half), window)[inner]
 
 
-def wave(grid: NDArray[np.complex64], height: int, width: int, period: float) -> Float:
-    """The real wave Σ Re(c·exp(2πi k·x/period)), float32 (height, width). `grid`: (2r+1, r+1), indexed [ky + r, kx]."""
-    along = np.exp((2j * np.pi / period) * np.outer(np.arange(height) + 0.5, np.arange(-REACH, REACH + 1))).astype(np.complex64)
+def wave(grid: NDArray[np.complex64], rows: NDArray[np.intp], width: int, period: float) -> Float:
+    """Some rows of the real wave Σ Re(c·exp(2πi k·x/period)), float32 (m, width). `grid`: (2r+1, r+1), indexed [ky + r, kx]."""
+    along = np.exp((2j * np.pi / period) * np.outer(rows + 0.5, np.arange(-REACH, REACH + 1))).astype(np.complex64)
     lines = along @ grid
     return np.asarray(np.concatenate([lines.real, -lines.imag], axis=1) @ _waves(width, period).T)

@@ -21,10 +21,15 @@ import PIL.Image
 from numpy.typing import NDArray
 from PIL import ImageOps
 from PIL.Image import Image
-from PIL.PngImagePlugin import PngInfo
 
+from platemark.encoding import WRITABLE, encode, gif_xmp, srgb_profile, to_pil
 from platemark.errors import DamagedImageError, ImageError, InputError
 from platemark.pdq import pdq
+
+__all__ = [
+    "MAX_BYTES", "MAX_PIXELS", "MAX_TEXT", "WRITABLE", "Decoded", "Header", "decode", "encode", "hash_distance", "perceptual_hash", "probe",
+    "read_bytes", "rgb_profile", "sniff", "srgb_profile", "to_pil",
+]  # fmt: skip
 
 MAX_PIXELS = 64 * 2**20
 MAX_BYTES = 512 * 2**20
@@ -117,6 +122,13 @@ def probe(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Header:
         return _header(image)
 
 
+def rgb_profile(data: bytes) -> bytes | None:
+    """The ICC profile in a picture's header where it is one for RGB, or None. Decodes no pixel. Raises `ImageError`."""
+    with _open(data, MAX_PIXELS) as image:
+        icc = _bytes(image.info.get("icc_profile"))
+    return icc if icc is not None and icc[16:20] == b"RGB " else None
+
+
 def decode(source: bytes | str | Path, *, max_pixels: int = MAX_PIXELS) -> Decoded:
     """Decodes a picture from bytes or a path.
 
@@ -132,52 +144,14 @@ def decode(source: bytes | str | Path, *, max_pixels: int = MAX_PIXELS) -> Decod
             image.load()
             array = _rgb(ImageOps.exif_transpose(image))
             icc, xmp, text = image.info.get("icc_profile"), image.info.get("xmp"), _texts(image)
+            if header.format == "gif":
+                xmp = gif_xmp(data)
         except (PIL.Image.DecompressionBombError, *_CLASHES) as error:
             raise _damaged(header.format) from error
     if array.ndim != 3 or 0 in array.shape:
         raise _damaged(header.format)
     size = (array.shape[0], array.shape[1])
     return Decoded(array, header.format, header.mode, _bytes(icc), size, _bytes(xmp), text)
-
-
-def encode(
-    array: NDArray[np.uint8],
-    file_format: str = "png",
-    *,
-    quality: int = 95,
-    lossless: bool = False,
-    xmp: bytes | None = None,
-    icc: bytes | None = None,
-) -> bytes:
-    """Encodes uint8 RGB (height, width, 3) as `png`, `jpeg` or `webp`.
-
-    `quality` (1 to 100) and `lossless` (WebP only) concern the lossy formats; JPEG keeps full colour resolution (4:4:4).
-    `xmp` is embedded before the pixels. Raises `ImageError` for an array of another kind and `InputError` for another format.
-    """
-    if file_format not in ("png", "jpeg", "webp"):
-        raise InputError(f"cannot write the format {file_format[:20]!r}", "use png, jpeg or webp")
-    options: dict[str, Any] = {"icc_profile": icc} if icc else {}
-    if file_format == "png":
-        options |= {"pnginfo": _png_xmp(xmp)} if xmp else {}
-    else:
-        options |= {"quality": quality} | ({"xmp": xmp} if xmp else {})
-    if file_format == "jpeg":
-        options["subsampling"] = 0
-    if file_format == "webp":
-        options["lossless"] = lossless
-    out = io.BytesIO()
-    try:
-        to_pil(array).save(out, format=file_format, **options)
-    except (OSError, ValueError, struct.error) as error:
-        raise ImageError(f"the picture does not fit the {file_format.upper()} format", "use png, or a smaller size") from error
-    return out.getvalue()
-
-
-def to_pil(array: NDArray[np.uint8]) -> Image:
-    """A Pillow picture of uint8 RGB (height, width, 3). Raises `ImageError` for an array of another kind."""
-    if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3 or 0 in array.shape:
-        raise ImageError(f"a picture must be uint8 (height, width, 3), not {array.dtype} {array.shape}", "convert it first")
-    return PIL.Image.fromarray(np.ascontiguousarray(array))
 
 
 def perceptual_hash(array: NDArray[np.uint8]) -> str:
@@ -271,12 +245,6 @@ def _bytes(value: Any) -> bytes | None:
     if isinstance(value, str):
         return value.encode("utf-8", "replace")
     return bytes(value) if isinstance(value, bytes | bytearray) and value else None
-
-
-def _png_xmp(xmp: bytes) -> Any:
-    info = PngInfo()
-    info.add_itxt("XML:com.adobe.xmp", xmp.decode("utf-8"))
-    return info
 
 
 def _name(source: str | Path) -> str:

@@ -17,9 +17,10 @@ from PIL import Image
 
 from platemark.errors import ProvenanceUnavailable
 from platemark.imaging import decode, encode
-from platemark.provenance.credentials import WATERMARK_ALGORITHM, CredentialReport, Signed, read, sign
+from platemark.provenance.credentials import CredentialReport, read
 from platemark.provenance.identity import Identity, authorities, init_keys
-from platemark.provenance.record import DIGITAL_SOURCE_TYPE, Facts
+from platemark.provenance.record import DIGITAL_SOURCE_TYPE, WATERMARK_ALGORITHM, Facts
+from platemark.provenance.signing import Signed, sign
 
 Make = Callable[..., Facts]
 FORMATS = ("png", "jpeg", "webp")
@@ -292,7 +293,8 @@ import os, sys
 import numpy as np
 from pathlib import Path
 from platemark.imaging import encode
-from platemark.provenance.credentials import read, sign
+from platemark.provenance.credentials import read
+from platemark.provenance.signing import sign
 from platemark.provenance.identity import load_identity
 from platemark.provenance.record import Facts
 

@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from platemark.errors import InputError, ProvenanceUnavailable
-from platemark.provenance.watermark import search
+from platemark.provenance.watermark.calibration import TAILS
 from platemark.provenance.watermark.channel import psnr
-from platemark.provenance.watermark.detect import Detection, detect, whole_search
+from platemark.provenance.watermark.detect import FALSE_POSITIVES, INCONCLUSIVE, Detection, detect
 from platemark.provenance.watermark.embed import Marked, embed
 from platemark.provenance.watermark.key import WatermarkKey
 from platemark.provenance.watermark.payload import Payload
@@ -84,7 +84,7 @@ def test_a_512_picture_reads_after_png_and_jpeg_75(marked: dict[str, tuple[Pictu
     assert 41 <= psnr(original, mark.image) <= 48.5
     assert mark.psnr == pytest.approx(psnr(original, mark.image), abs=0.01)
     assert mark.layout == "full"
-    assert mark.margin >= 1
+    assert mark.margin >= 0.6  # after JPEG 50: on pure white only half of every wave fits
     for picture in (mark.image, _jpeg(mark.image, 90), _jpeg(mark.image, 75)):
         found = detect(picture, KEY)
         assert (found.verdict, found.payload, found.layout, found.key_id) == ("detected", PAYLOAD, "full", KEY.key_id)
@@ -99,7 +99,7 @@ def test_another_key_reads_nothing_and_an_unmarked_picture_has_nothing(marked: d
     for found in (detect(mark.image, OTHER), detect(original, KEY)):
         assert (found.verdict, found.payload, found.symbol_error_rate) == ("not-detected", None, None)
         assert 1e-4 < found.p_value <= 1
-        assert found.hypotheses == len(search.plan(512, 512))
+        assert found.hypotheses == found.planned
 
 
 def test_white_stays_white_for_the_most_part(marked: dict[str, tuple[Picture, Marked]]) -> None:
@@ -204,10 +204,12 @@ def test_nothing_is_found_where_nothing_is(side: int, count: int) -> None:
 
 
 def test_the_p_value_counts_the_whole_search() -> None:
-    assert whole_search(1e-9, 40, checked=False) == pytest.approx(4e-8, rel=1e-6)
-    assert whole_search(1.0, 40, checked=False) == pytest.approx(1)
-    assert whole_search(1.0, 40, checked=True) < 1e-6
-    assert whole_search(0.0, 40, checked=True) > 0
+    for tail in TAILS.values():
+        assert tail.p_value(0, 40) == 1
+        assert tail.p_value(7, 40) < tail.p_value(6, 40) < tail.p_value(6, 4000) < 1
+        assert tail.p_value(9, 80) == pytest.approx(2 * tail.p_value(9, 40), rel=1e-6)
+        assert tail.p_value(60, 40) > 0
+    assert FALSE_POSITIVES < INCONCLUSIVE < 1
 
 
 def test_pictures_that_cannot_hold_a_mark_are_refused_with_a_remedy() -> None:

@@ -23,7 +23,7 @@ PAYLOADS = st.builds(
 @given(PAYLOADS)
 def test_a_payload_survives_packing_sealing_and_coding(payload: Payload) -> None:
     assert Payload.unpack(payload.pack()) == payload
-    assert unseal(code.decode(code.encode(seal(payload, KEY))), KEY) == payload
+    assert unseal(code.decode(code.encode(seal(payload, KEY)))[0], KEY) == payload
     assert bytes.fromhex(payload.hex) == payload.pack()
 
 
@@ -59,14 +59,14 @@ def test_the_check_refuses_a_changed_bit_and_another_key(payload: Payload, place
     assert unseal(bits, KEY) is None
 
 
-@pytest.mark.parametrize(("statistic", "least"), [(17.0, 97), (13.0, 30)])
+@pytest.mark.parametrize(("statistic", "least"), [(17.0, 97), (14.0, 88), (12.0, 50)])
 def test_the_decoder_works_down_to_where_such_a_code_can(statistic: float, least: int) -> None:
     rng, right = np.random.default_rng(7), 0
     for _ in range(100):
         bits = rng.integers(0, 2, SEALED_BITS).astype(np.uint8)
         symbols = code.encode(bits)
         received = symbols * np.float32(statistic / np.sqrt(symbols.size)) + rng.normal(size=symbols.size).astype(np.float32)
-        right += bool(np.array_equal(code.decode(received), bits))
+        right += bits.tolist() in code.decode(received, code.LIST).tolist()
     assert right >= least
 
 
@@ -81,13 +81,24 @@ def test_the_code_keeps_words_far_apart_and_bites_its_tail() -> None:
     assert np.array_equal(turned, np.roll(code.encode(single), 11 * code.RATE))
 
 
+def test_the_list_holds_different_words_the_likeliest_first() -> None:
+    rng = np.random.default_rng(5)
+    noise = rng.normal(size=SEALED_BITS * code.RATE).astype(np.float32)
+    words = code.decode(noise, 8)
+    assert 1 <= len(words) <= 8
+    assert len(np.unique(words, axis=0)) == len(words)
+    assert code.encode(words[0]) @ noise > 4 * np.sqrt(noise.size)
+    right = rng.integers(0, 2, SEALED_BITS).astype(np.uint8)
+    assert np.array_equal(code.decode(code.encode(right) + noise / 3, 8)[0], right)
+
+
 def test_a_key_shows_no_secret_and_derives_the_same_everywhere() -> None:
     key = WatermarkKey.from_secret(bytes(range(32)))
     assert "secret" not in repr(key)
     assert key.secret.hex() not in repr(key)
     assert repr(key.secret) not in repr(key)
-    assert key.subkey("check").hex().startswith("2f4a1a81fdfc")
-    assert np.allclose(key.uniform("full/phase", 3), [0.716295866528526, 0.29804821871221066, 0.13222371693700552])
+    assert key.subkey("check").hex().startswith("05deb49deaf6")
+    assert np.allclose(key.uniform("full/phase", 3), [0.8138681680429727, 0.10754162166267633, 0.4781243072357029])
     assert not np.array_equal(key.uniform("full/phase", 8), key.uniform("pixel/offset", 8))
     assert sorted(key.permutation("full/order", 50)) == list(range(50))
 

@@ -12,8 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from platemark.errors import ImageError, PlatemarkError
+from platemark.provenance.metadata.xmp import Release, processing_note, write_xmp
 from platemark.provenance.record import DIGITAL_SOURCE_TYPE, Facts
-from platemark.provenance.xmp import processing_note, read_xmp, write_xmp
+from platemark.provenance.xmp import read_xmp
 
 Make = Callable[..., Facts]
 HEAD = (
@@ -24,7 +25,7 @@ TAIL = "</rdf:Description></rdf:RDF></x:xmpmeta>"
 
 
 def packet(facts: Facts) -> bytes:
-    return write_xmp(facts, size=(512, 640), created="2026-08-02T00:00:00Z", generator="platemark/0.1.0", content_id=7)
+    return write_xmp(facts, Release((512, 640), "2026-08-02T00:00:00Z", "platemark/0.1.0", 7))
 
 
 def test_round_trip(make_facts: Make) -> None:

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from platemark.cli.output import emit, json_option, say
 
-passphrase_option = click.option("--passphrase", is_flag=True, help="Ask for a passphrase that encrypts the export (or opens it).")
+if TYPE_CHECKING:
+    from platemark.provenance.certificates import Algorithm
+
+ALGORITHMS = ("es256", "es384", "es512", "ps256", "ed25519")
+passphrase_option = click.option("--passphrase", is_flag=True, help="Ask for the passphrase of the file.")
 
 
 @click.group("keys")
@@ -19,14 +23,18 @@ def command() -> None:
 
 @command.command("init")
 @click.option("--name", default="Platemark user", show_default=True, help="The signer's name in the certificate.")
+@click.option("--algorithm", type=click.Choice(ALGORITHMS), default="es256", show_default=True, help="Of the signing key.")
 @click.option("--force", is_flag=True, help="Renew the certificate where keys exist; the watermark key is kept.")
 @json_option
-def init(name: str, force: bool, as_json: bool) -> int:
-    """Make a private CA, a signing certificate and a watermark key of your own."""
+def init(name: str, algorithm: Algorithm, force: bool, as_json: bool) -> int:
+    """Make a private CA, a signing certificate and a watermark key of your own.
+
+    Algorithms: P-256, P-384 and P-521 curves, RSA of 3072 bits, Ed25519.
+    """
     from platemark.provenance.home import home
     from platemark.provenance.identity import init_keys, show_keys
 
-    init_keys(home(), name=name, force=force)
+    init_keys(home(), name=name, algorithm=algorithm, force=force)
     return _show(show_keys(home()), as_json)
 
 
@@ -58,14 +66,31 @@ def export(file: Path, force: bool, passphrase: bool, as_json: bool) -> int:
 
 @command.command("import")
 @click.argument("file", type=click.Path(path_type=Path))
+@click.option("--key", type=click.Path(path_type=Path), help="The private key (PEM) of a certificate in FILE.")
+@click.option("--signer-command", metavar="COMMAND", help="Program that signs for the certificate in FILE: data in, signature out.")
+@click.option("--force", is_flag=True, help="Replace the signing certificate that is here.")
 @passphrase_option
 @json_option
-def import_(file: Path, passphrase: bool, as_json: bool) -> int:
-    """Add the watermark keys of FILE, for reading marks."""
-    from platemark.provenance.home import home
-    from platemark.provenance.keyring import import_keys
+def import_(file: Path, key: Path | None, signer_command: str | None, force: bool, passphrase: bool, as_json: bool) -> int:
+    """Take in a signing certificate, or add watermark keys for reading.
 
-    return _moved("imported", import_keys(file, home(), passphrase=_ask(passphrase, confirm=False)), as_json)
+    FILE is what `keys export` wrote, or a certificate for signing: PEM (leaf first, then its CAs; the private key in it or in --key) or
+    PKCS#12. Where an HSM or key service holds the key, --signer-command names a program that reads the bytes to sign from its standard
+    input and writes the signature to its standard output.
+    """
+    import shlex
+
+    from platemark.imaging import read_bytes
+    from platemark.provenance.home import home
+    from platemark.provenance.identity import show_keys
+    from platemark.provenance.keyring import import_keys
+    from platemark.provenance.signing_keys import SignerFiles, import_signer, is_certificate
+
+    secret = _ask(passphrase, confirm=False)
+    if not (key or signer_command or is_certificate(read_bytes(file, max_bytes=1 << 20))):
+        return _moved("imported", import_keys(file, home(), passphrase=secret), as_json)
+    import_signer(SignerFiles(file, key, tuple(shlex.split(signer_command or "")), secret), home(), force=force)
+    return _show(show_keys(home()), as_json)
 
 
 def _ask(wanted: bool, *, confirm: bool) -> str | None:
@@ -91,6 +116,8 @@ def _show(shown: dict[str, Any], as_json: bool) -> int:
         if signing
         else "no keys yet: run `platemark keys init`"
     )
+    if signing:
+        say(f"with     {signing['algorithm']}, key {signing['key']}")
     if signing and signing["warning"]:
         say(f"warning  {signing['warning']}")
     for key in shown["watermark_keys"]:
