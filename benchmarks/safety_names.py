@@ -23,8 +23,9 @@ from platemark.models import embedded
 from platemark.runtime.bundle import Bundle, open_bundle
 from platemark.runtime.pipeline import Pipeline
 from platemark.runtime.request import GenerationRequest
+from platemark.safety.assemble import gate_for_bundle
 from platemark.safety.decision import Action, Decision
-from platemark.safety.gate import Gate, gate_for_bundle
+from platemark.safety.gate import Gate
 from platemark.safety.policy import load_policy
 
 
@@ -48,7 +49,7 @@ def outcomes(pipeline: Pipeline, gate: Gate, names: Iterable[str], seeds: range,
         for seed in seeds:
             request = GenerationRequest.make(pipeline.bundle.manifest, prompt=name, seed=seed, num_inference_steps=steps)
             try:
-                decision = gate.check_image(pipeline.generate(request).images[0])
+                decision = gate.check_output_image(pipeline.generate(request).images[0])
             except RenderError:
                 decision = None
             found.append(Outcome(name, seed, decision))
@@ -65,7 +66,7 @@ def kept_outcomes(gate: Gate, names: list[str], leave_out: set[str], file: Path)
         if names[i] in leave_out:
             continue
         try:
-            found.append(Outcome(names[i], i, gate.check_image(picture)))
+            found.append(Outcome(names[i], i, gate.check_output_image(picture)))
         except RenderError:
             found.append(Outcome(names[i], i, None))
     return found
@@ -89,9 +90,9 @@ def measure(
     """The whole table; all other names' pictures come from the file `pictures` where there is one."""
     policy = load_policy(policy_name)
     names = list(bundle.names())
-    concepts = {concept for rule in policy.image_rules.values() for concept in rule.concepts}
-    own = [name for name in names if name in policy.image_rules[category].concepts]
-    gate = gate_for_bundle(policy, bundle)
+    concepts = {concept for texts in policy.concepts.values() for concept in texts}
+    own = [name for name in names if name in policy.concepts[category]]
+    gate = gate_for_bundle(policy, bundle, built_in=True)
     pipeline = Pipeline.load(bundle)
     inside = outcomes(pipeline, gate, own, range(seeds), steps)
     if pictures is not None:

@@ -2,39 +2,74 @@
 
     python -m benchmarks.whole_process [--runs 5]
 
-Prints a Markdown table with the machine named. The first run of a new state folder makes keys, registry and text embeddings, and is
-given apart.
+Prints a Markdown table with the machine named: seconds, peak resident memory, and energy where the machine has a counter (RAPL, NVML; of
+the whole package or card, whatever else runs). The first run of a new state folder makes keys, registry and text embeddings, and is given
+apart.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
 import tempfile
-import time
+from dataclasses import dataclass
 from pathlib import Path
+
+from platemark.bench.energy import Energy, open_meter
+from platemark.bench.machine import this_machine
+
+# A small process of its own: the system counts what the parent holds as the child's until the child is a program of its own.
+LAUNCHER = """
+import json, resource, subprocess, sys, time
+began = time.perf_counter()
+done = subprocess.run(sys.argv[1:], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+took = time.perf_counter() - began
+print(json.dumps([took, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss, done.returncode]))
+"""
+_RSS_UNIT = 1 if sys.platform == "darwin" else 1024  # bytes of ru_maxrss
+
+
+@dataclass(frozen=True)
+class Run:
+    """One whole process."""
+
+    seconds: float
+    peak_bytes: int
+    energy: Energy
 
 
 def machine() -> str:
     """CPU model and core count, as far as the system tells."""
-    model = platform.processor() or platform.machine()
-    info = Path("/proc/cpuinfo")
-    if info.is_file():
-        names = [line.split(":", 1)[1].strip() for line in info.read_text(errors="replace").splitlines() if line.startswith("model name")]
-        model = names[0] if names else model
-    return f"{model}, {os.cpu_count()} cores, Python {platform.python_version()}"
+    found = this_machine()
+    return f"{found.cpu}, {found.cores} cores, Python {found.software['python']}"
 
 
-def timed(arguments: list[str], home: Path) -> float:
-    """Seconds of one process. Raises `CalledProcessError` where it fails."""
-    began = time.perf_counter()
+def timed(arguments: list[str], home: Path) -> Run:
+    """One `platemark` process, timed. Raises `CalledProcessError` where it fails."""
     command = [sys.executable, "-m", "platemark", *arguments]
-    subprocess.run(command, env=os.environ | {"PLATEMARK_HOME": str(home)}, check=True, capture_output=True)
-    return time.perf_counter() - began
+    meter = open_meter()
+    meter.start()
+    launched = subprocess.run(
+        [sys.executable, "-c", LAUNCHER, *command], env=os.environ | {"PLATEMARK_HOME": str(home)}, check=True, capture_output=True
+    )
+    meter.stop()
+    seconds, peak, code = json.loads(launched.stdout)
+    if code:
+        raise subprocess.CalledProcessError(code, command)
+    return Run(seconds, peak * _RSS_UNIT, meter.total())
+
+
+def row(name: str, runs: list[Run]) -> str:
+    """A line of the table."""
+    seconds = [run.seconds for run in runs]
+    joules = [run.energy.energy_j for run in runs if run.energy.energy_j is not None]
+    energy = f"{statistics.median(joules):.1f}" if joules else "unknown"
+    peak = max(run.peak_bytes for run in runs) / 2**20
+    return f"| {name} | {min(seconds):.2f} | {statistics.median(seconds):.2f} | {peak:.0f} | {energy} | {len(runs)} |"
 
 
 def main() -> None:
@@ -48,9 +83,10 @@ def main() -> None:
         rows["generate"] = [timed(generate, home) for _ in range(runs)]
         rows["verify"] = [timed(["verify", str(picture)], home) for _ in range(runs)]
         rows["--help"] = [timed(["--help"], home) for _ in range(runs)]
-    print(f"{machine()}\n\n| command | min s | median s | runs |\n|---|---|---|---|")
-    for name, seconds in rows.items():
-        print(f"| {name} | {min(seconds):.2f} | {statistics.median(seconds):.2f} | {len(seconds)} |")
+    print(f"{machine()}\n\n| command | min s | median s | peak MiB | median J | runs |\n|---|---|---|---|---|---|")
+    for name, found in rows.items():
+        print(row(name, found))
+    print(f"\nEnergy: {rows['generate'][0].energy.energy_source}.")
 
 
 if __name__ == "__main__":

@@ -7,17 +7,19 @@ next build removes. torch and its relatives are imported when `build` is called.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from platemark import __version__
 from platemark.errors import InputError, MissingExtra, ParityError
-from platemark.optimize.checkpoint import SETTINGS, Checkpoint, Settings, open_checkpoint
+from platemark.optimize.checkpoint import CHECKER, SETTINGS, Checkpoint, Settings, open_checkpoint
+from platemark.optimize.lora import Lora, merge
 from platemark.optimize.staging import copy_file, publish, publish_files, stage_for, write_file
 from platemark.optimize.weights import file_sha256
-from platemark.runtime.bundle import MANIFEST, Component, EndToEnd, Manifest, Source
+from platemark.runtime.bundle import MANIFEST, Component, EndToEnd, Manifest, MergedLora, Source
 
 if TYPE_CHECKING:
     from torch import nn
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
     from platemark.optimize.export import Spec
 
 Progress = Callable[[int, int, str], None]
+_MERGED = ".merged"  # in the stage, while it is built
 
 
 @dataclass
@@ -36,6 +39,7 @@ class _Work:
     copied: dict[str, str]
     nets: dict[str, nn.Module] = field(default_factory=dict)
     made: list[str] = field(default_factory=list)
+    loras: list[MergedLora] = field(default_factory=list)
 
 
 def build(
@@ -46,14 +50,19 @@ def build(
     output_size: tuple[int, int] | None = None,
     default_steps: int | None = None,
     default_guidance: float | None = None,
+    clip: Path | None = None,
+    loras: Sequence[Lora] = (),
     replace: bool = False,
     on_progress: Progress | None = None,
 ) -> Manifest:
     """Builds a bundle of ONNX graphs that are proven equal to the checkpoint's torch networks, and returns its manifest.
 
     `out == checkpoint` builds in place: graphs and `bundle.json` go beside the weights, each file atomically; an old `bundle.json` goes
-    first and the new one comes last, so a build killed in between leaves a folder without one: run it again. A checkpoint without
-    `clip/` makes a bundle without `clip_image`, whose pictures no image check can look at: callers should say so.
+    first and the new one comes last, so a build killed in between leaves a folder without one: run it again.
+    `clip`: a folder in open_clip's local-dir format, taken instead of the checkpoint's own `clip/` (see `optimize.clip.stage_clip` for
+    other open_clip models). Without either the bundle has no `clip_image`, and no concepts can be looked for in its pictures: callers
+    should say so. A checkpoint's `safety_checker/` becomes the component `safety_checker`.
+    `loras` are merged into the weights first; the manifest's source says what each of them did.
     Settings given here come before those of the checkpoint's `platemark.json`. `output_size` is (height, width) in pixels.
     `on_progress` hears (steps done, steps in all, what comes next).
 
@@ -62,14 +71,20 @@ def build(
     exported), `MissingExtra`.
     """
     _require_extra()
-    opened = open_checkpoint(checkpoint)
+    opened = open_checkpoint(checkpoint, clip)
     wanted = {"name": name, "output_size": output_size, "default_steps": default_steps, "default_guidance": default_guidance}
     settings = _settings(opened, {key: value for key, value in wanted.items() if value is not None})
     out = out.resolve()
     in_place = out == checkpoint.resolve()
+    if in_place and loras:
+        raise InputError("LoRAs cannot be merged in place: the checkpoint would be lost", "name another output folder")
     with stage_for(out, in_place=in_place, replace=replace) as stage:
-        work = _Work(opened, stage, {target: copy_file(source, stage / target) for target, source in opened.files()})
+        merged = stage / _MERGED / opened.root.resolve().name
+        merges = merge(opened, loras, merged) if loras else []
+        opened = open_checkpoint(merged, clip) if loras else opened
+        work = _Work(opened, stage, {target: copy_file(source, stage / target) for target, source in opened.files()}, loras=merges)
         manifest = _make(work, settings, on_progress or (lambda done, total, note: None))
+        shutil.rmtree(stage / _MERGED, ignore_errors=True)
         write_file(stage / MANIFEST, _json(manifest.model_dump(mode="json")))
         if in_place:
             publish_files(stage, out, [*work.made, MANIFEST])
@@ -118,6 +133,8 @@ def _make(work: _Work, settings: Settings, say: Progress) -> Manifest:
         components[spec.component] = _component(work, spec, lambda note: say(len(components), total, note))
     if "clip" in work.nets:
         _write_clip(work)
+    if CHECKER in work.nets:
+        _write_checker(work)
     say(len(components), total, "the whole pipeline: comparing")
     _check_weights(work)
     draft = _manifest(work, settings, components)
@@ -160,6 +177,14 @@ def _write_clip(work: _Work) -> None:
         work.made.append(name)
 
 
+def _write_checker(work: _Work) -> None:
+    from platemark.optimize.safety_checker import FILE, checker_file
+
+    name = f"{CHECKER}/{FILE}"
+    write_file(work.stage / name, _json(checker_file(work.nets[CHECKER], work.checkpoint.root)))
+    work.made.append(name)
+
+
 def _check_weights(work: _Work) -> None:
     """What was compared must be what was read: no copied file may have changed since."""
     for name, sha256 in work.copied.items():
@@ -177,7 +202,7 @@ def _manifest(work: _Work, settings: Settings, components: dict[str, Component])
         name=settings.name or checkpoint.root.resolve().name,
         family="sd",
         created_with=f"platemark {__version__}",
-        source=Source(checkpoint=checkpoint.root.resolve().name, weights={name: work.copied[name] for name in weights}),
+        source=Source(checkpoint=checkpoint.root.resolve().name, weights={name: work.copied[name] for name in weights}, loras=work.loras),
         files=dict(sorted(files.items())),
         components=components,
         end_to_end=_NOT_YET,

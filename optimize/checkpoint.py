@@ -12,22 +12,27 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from platemark.errors import CheckpointError
 from platemark.optimize.weights import StoredTensor, read_header
 from platemark.runtime.request import MAX_GUIDANCE, MAX_SIZE, MAX_STEPS, MIN_SIZE
+from platemark.runtime.schedulers import NAMES as SAMPLERS
 
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 SETTINGS = "platemark.json"
 NAMES = "names.txt"  # optional: what the checkpoint can draw, one name a line
+CHECKER = "safety_checker"
+FEATURES = "feature_extractor/preprocessor_config.json"  # how the safety checker's pictures become input
 _GENERATED = ("preprocess.json", "golden.json")  # written into clip/ by a build, so never taken from a checkpoint
 CLASSES = {"text_encoder": "CLIPTextModel", "unet": "UNet2DConditionModel", "vae": "AutoencoderKL"}
+_CHECKER_CLASS = "StableDiffusionSafetyChecker"
 _WEIGHT_NAMES = {
     "text_encoder": "model",
     "unet": "diffusion_pytorch_model",
     "vae": "diffusion_pytorch_model",
     "clip": "open_clip_model",
+    CHECKER: "model",
 }
 _CONFIG_NAMES = {"clip": "open_clip_config.json"}
 _TO_SAFETENSORS = (
@@ -39,18 +44,29 @@ Count = Annotated[int, Field(strict=True, ge=1)]
 Counts = Annotated[list[Count], Field(min_length=1)]
 Finite = Annotated[float, Field(strict=True, allow_inf_nan=False)]
 Side = Annotated[int, Field(ge=MIN_SIZE, le=MAX_SIZE)]
+Domain = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]{0,31}$")]
+
+
+def _known_sampler(name: str) -> str:
+    if name not in SAMPLERS:
+        raise ValueError(f"one of {', '.join(SAMPLERS)}")
+    return name
 
 
 class Settings(BaseModel):
-    """Optional `platemark.json` of a checkpoint: what its maker recommends. Sizes are (height, width) in pixels."""
+    """Optional `platemark.json` of a checkpoint: what its maker recommends. Sizes are (height, width) in pixels.
+
+    `domain`: what the checkpoint draws, `general` unless it is a narrow set of pictures that only a CLIP of that domain can judge.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: str | None = None
     default_steps: int = Field(default=20, ge=1, le=MAX_STEPS)
     default_guidance: float = Field(default=7.5, ge=0, le=MAX_GUIDANCE, allow_inf_nan=False)
-    default_scheduler: Literal["ddim", "euler", "dpm++2m"] | None = None
+    default_scheduler: Annotated[str, AfterValidator(_known_sampler)] | None = None
     output_size: tuple[Side, Side] | None = None
+    domain: Domain = "general"
 
 
 class _TextEncoderFields(BaseModel):
@@ -89,6 +105,17 @@ class _ClipModelFields(BaseModel):
 
 class _ClipFields(BaseModel):
     model_cfg: _ClipModelFields
+    domain: Domain = "general"  # ours: what pictures the CLIP knows
+
+
+class _CheckerVisionFields(BaseModel):
+    image_size: Count
+    hidden_size: Count
+
+
+class _CheckerFields(BaseModel):
+    vision_config: _CheckerVisionFields
+    projection_dim: Count
 
 
 # What a build reads from each part's config.
@@ -97,12 +124,13 @@ _FIELDS: dict[str, type[BaseModel]] = {
     "unet": _UnetFields,
     "vae": _VaeFields,
     "clip": _ClipFields,
+    CHECKER: _CheckerFields,
 }
 
 
 @dataclass(frozen=True)
 class Part:
-    """One folder of weights: `text_encoder`, `unet`, `vae` or `clip`."""
+    """One folder of weights: `text_encoder`, `unet`, `vae`, `clip` or `safety_checker`."""
 
     name: str
     folder: Path
@@ -146,24 +174,49 @@ class Checkpoint:
             yield from ((f"{part.name}/{path.name}", path) for path in (*paths, *part.weights))
 
 
-def open_checkpoint(root: Path) -> Checkpoint:
+def open_checkpoint(root: Path, clip: Path | None = None) -> Checkpoint:
     """Opens the folder. Raises `CheckpointError` naming the file and the remedy.
 
-    Parts beside those of the plain text-to-image pipeline (`safety_checker`, `feature_extractor`) are left where they are.
+    `clip`: a folder in open_clip's local-dir format, taken instead of the checkpoint's own `clip/`. `safety_checker/` is a part where
+    the checkpoint has one, with its `feature_extractor/`; what else lies beside the plain text-to-image pipeline stays where it is.
     """
     if not root.is_dir():
         raise CheckpointError(f"{root} is not a folder", "name the folder of a diffusers checkpoint (it holds model_index.json)")
     refuse_pickles(root)
     index = read_json(root / "model_index.json", "name the folder of a diffusers checkpoint (it holds model_index.json)")
     _check_family(index)
-    names = [*CLASSES, *(["clip"] if (root / "clip").is_dir() else [])]
-    parts = {name: _open_part(root / name, name) for name in names}
+    parts = {name: _open_part(root / name, name) for name in CLASSES}
+    if clip is not None or (root / "clip").is_dir():
+        parts["clip"] = open_clip_folder(clip or root / "clip")
+    if _has_checker(root, index):
+        parts[CHECKER] = _open_part(root / CHECKER, CHECKER)
+        read_json(root / FEATURES, "add the feature_extractor folder of the checkpoint, or leave its safety_checker folder out")
     _check_unet(parts["unet"].config)
     _check_fields(parts)
     scheduler = read_json(root / "scheduler" / "scheduler_config.json", "add the scheduler folder of the checkpoint")
     if not (root / "tokenizer" / "tokenizer.json").is_file() and not (root / "tokenizer" / "vocab.json").is_file():
         raise CheckpointError("tokenizer/ holds neither tokenizer.json nor vocab.json", "add the tokenizer folder of the checkpoint")
     return Checkpoint(root, index, parts, scheduler, _read_settings(root))
+
+
+def open_clip_folder(folder: Path) -> Part:
+    """A folder in open_clip's local-dir format: `open_clip_config.json`, `open_clip_model.safetensors`, the tokenizer's files.
+
+    Raises `CheckpointError`.
+    """
+    if not folder.is_dir():
+        raise CheckpointError(f"{folder} is not a folder", "name a folder in open_clip's local-dir format")
+    refuse_pickles(folder)
+    part = _open_part(folder, "clip")
+    _check_fields({"clip": part})
+    return part
+
+
+def _has_checker(root: Path, index: dict[str, Any]) -> bool:
+    """Whether the checkpoint brings Stable Diffusion's own safety checker; another class is none that this build knows."""
+    entry = index.get(CHECKER)
+    named = isinstance(entry, list) and len(entry) == 2 and entry[1] == _CHECKER_CLASS
+    return named and (root / CHECKER / "config.json").is_file()
 
 
 def refuse_pickles(root: Path) -> None:

@@ -9,7 +9,7 @@ from torch import nn
 
 from platemark.optimize.checkpoint import Part
 from platemark.optimize.export import Spec, export_graph
-from platemark.optimize.graph import link_weights, name_constants, name_values
+from platemark.optimize.graph import link_weights, name_constants, name_values, share_constants
 from platemark.runtime.backends.torch import wrap
 from platemark.runtime.engine import Array, Engine
 
@@ -20,6 +20,7 @@ def export_linked(spec: Spec, module: nn.Module, part: Part, example: Mapping[st
     """The graph file of one component. The same bytes every time for the same checkpoint and versions."""
     model = export_graph(spec, module, {name: torch.from_numpy(value) for name, value in example.items()})
     name_values(model)
+    share_constants(model)
     link_weights(model, part.tensors.values(), PREFIX)
     name_constants(model)
     data: bytes = model.SerializeToString(deterministic=True)

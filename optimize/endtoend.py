@@ -23,10 +23,9 @@ from platemark.optimize.parity import END_TO_END_PSNR, check_end_to_end, psnr
 from platemark.runtime.bundle import Bundle, EndToEnd, Manifest
 from platemark.runtime.pipeline import Pipeline
 from platemark.runtime.request import GenerationRequest
-from platemark.runtime.schedulers import make_scheduler
+from platemark.runtime.schedulers import DEFAULT_ETA, REFERENCES, make_scheduler, reference_config
 
 PROMPT, SEED, MAX_STEPS = "a red apple", 1, 8
-CLASSES = {"ddim": "DDIMScheduler", "euler": "EulerDiscreteScheduler", "dpm++2m": "DPMSolverMultistepScheduler"}
 # What diffusers' StableDiffusionPipeline sets on any scheduler that it is given.
 _FORCED = {"steps_offset": 1, "clip_sample": False}
 
@@ -39,21 +38,29 @@ def choose_scheduler(checkpoint: Checkpoint, wanted: str | None) -> str | None:
     try:
         make_scheduler(wanted, checkpoint.scheduler)
     except InputError as error:
-        if wanted is not None or checkpoint.scheduler.get("_class_name") in CLASSES.values():
+        if wanted is not None or checkpoint.scheduler.get("_class_name") in REFERENCES.values():
             raise CheckpointError(f"scheduler/scheduler_config.json: {error.message}", error.remedy) from error
         return choose_scheduler(checkpoint, "ddim")
     return wanted
 
 
-def check_pipeline(checkpoint: Checkpoint, nets: Mapping[str, nn.Module], stage: Path, draft: Manifest) -> EndToEnd:
-    """Renders one picture with diffusers in float32 and with the bundle in `stage` described by `draft`.
+def check_pipeline(
+    checkpoint: Checkpoint,
+    nets: Mapping[str, nn.Module],
+    stage: Path,
+    draft: Manifest,
+    backend: str = "onnxruntime",
+    precision: str = "fp32",
+) -> EndToEnd:
+    """Renders one picture with diffusers in float32 and with the bundle in `stage` described by `draft`, on `backend`.
 
-    Raises `ParityError` where they differ by more than the bound.
+    Raises `ParityError` where they differ by more than the bound of `precision`.
     """
     steps = min(draft.default_steps, MAX_STEPS)
-    request = GenerationRequest.make(draft, prompt=PROMPT, seed=SEED, num_inference_steps=steps)
+    scheduler = _compared(checkpoint, draft.default_scheduler)
+    request = GenerationRequest.make(draft, prompt=PROMPT, seed=SEED, num_inference_steps=steps, scheduler=scheduler)
     expected = _reference(checkpoint, nets, request)
-    actual = Pipeline.load(Bundle(stage, draft, "")).generate(request).arrays[0]
+    actual = Pipeline.load(Bundle(stage, draft, ""), backend).generate(request).arrays[0]
     return check_end_to_end(
         EndToEnd(
             reference=f"diffusers {diffusers.__version__} fp32",
@@ -64,7 +71,7 @@ def check_pipeline(checkpoint: Checkpoint, nets: Mapping[str, nn.Module], stage:
             height=draft.native_size[0],
             width=draft.native_size[1],
             psnr=psnr(actual, expected),
-            bound_psnr=END_TO_END_PSNR,
+            bound_psnr=END_TO_END_PSNR[precision],
         )
     )
 
@@ -91,10 +98,16 @@ def _reference(checkpoint: Checkpoint, nets: Mapping[str, nn.Module], request: G
             width=width,
             num_inference_steps=request.num_inference_steps,
             guidance_scale=request.guidance_scale,
+            eta=_eta(pipeline.scheduler),
             generator=torch.Generator("cpu").manual_seed(request.seed),
             output_type="np",
         )
     return np.asarray(out.images[0], np.float32)
+
+
+def _eta(scheduler: Any) -> float:
+    """What diffusers' pipeline hands to any scheduler that takes it: TCD's own default, and none for DDIM."""
+    return DEFAULT_ETA["tcd"] if isinstance(scheduler, diffusers.TCDScheduler) else 0.0
 
 
 def _tokenizer(checkpoint: Checkpoint) -> Any:
@@ -107,5 +120,11 @@ def _tokenizer(checkpoint: Checkpoint) -> Any:
 
 
 def _scheduler(checkpoint: Checkpoint, name: str | None) -> Any:
-    kind = CLASSES[name] if name else str(checkpoint.scheduler["_class_name"])
-    return getattr(diffusers, kind).from_config({**checkpoint.scheduler, **_FORCED})
+    kind, fields = reference_config(name, {**checkpoint.scheduler, **_FORCED})
+    return getattr(diffusers, kind).from_config(fields)
+
+
+def _compared(checkpoint: Checkpoint, name: str | None) -> str | None:
+    """The sampler of the comparison: the bundle's, but Euler for DPM++ SDE, whose reference draws noise from a Brownian tree of its own."""
+    kind, _ = reference_config(name, checkpoint.scheduler)
+    return "euler" if kind == "DPMSolverSDEScheduler" else name

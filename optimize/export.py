@@ -17,7 +17,7 @@ from onnx import TensorProto
 from torch import Tensor, nn
 
 from platemark.errors import EngineError
-from platemark.optimize.checkpoint import Checkpoint, latent_size
+from platemark.optimize.checkpoint import CHECKER, Checkpoint, latent_size
 from platemark.optimize.graph import name_nodes, remove_dead, set_shapes, strip
 from platemark.runtime.engine import TensorSpec
 
@@ -75,11 +75,14 @@ def specs(checkpoint: Checkpoint) -> dict[str, Spec]:
         ),
     ]
     if "clip" in checkpoint.parts:
-        found += _clip_specs(checkpoint.parts["clip"].config["model_cfg"])
+        found += clip_specs(checkpoint.parts["clip"].config["model_cfg"])
+    if CHECKER in checkpoint.parts:
+        found.append(_checker_spec(checkpoint.parts[CHECKER].config))
     return {spec.component: spec for spec in found}
 
 
-def _clip_specs(config: dict[str, Any]) -> list[Spec]:
+def clip_specs(config: dict[str, Any]) -> list[Spec]:
+    """The two towers of an open_clip model: image, then text."""
     size, dim, tokens = config["vision_cfg"]["image_size"], config["embed_dim"], config["text_cfg"].get("context_length", 77)
     height, width = (size, size) if isinstance(size, int) else size
     words = int(config["text_cfg"].get("vocab_size", 49408))
@@ -89,6 +92,12 @@ def _clip_specs(config: dict[str, Any]) -> list[Spec]:
         Spec("clip_image", "clip", "clip/image.onnx", (pixels,), TensorSpec("image_embeds", FLOAT, ("batch", dim)), {}),
         Spec("clip_text", "clip", "clip/text.onnx", (ids,), TensorSpec("text_embeds", FLOAT, ("batch", dim)), {}, words),
     ]
+
+
+def _checker_spec(config: dict[str, Any]) -> Spec:
+    size, dim = int(config["vision_config"]["image_size"]), int(config["projection_dim"])
+    pixels = TensorSpec("pixel_values", FLOAT, ("batch", 3, size, size))
+    return Spec(CHECKER, CHECKER, "safety_checker/model.onnx", (pixels,), TensorSpec("image_embeds", FLOAT, ("batch", dim)), {})
 
 
 def _dim(unet: dict[str, Any]) -> int:

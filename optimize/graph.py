@@ -6,6 +6,7 @@ Knows nothing about torch or about any particular network.
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -22,6 +23,7 @@ from platemark.optimize.weights import StoredTensor, read_float32
 
 LEFTOVER_LIMIT = 64 << 10  # bytes of constants that may stay in a graph file
 _ONNX_TYPES = {"F64": TensorProto.DOUBLE, "F32": TensorProto.FLOAT, "F16": TensorProto.FLOAT16, "BF16": TensorProto.BFLOAT16}
+_SHARED = 16 << 10  # bytes from which on equal constants are kept once
 _SCOPES = "pkg.torch.onnx.name_scopes"
 
 
@@ -92,6 +94,21 @@ def rename_values(model: onnx.ModelProto, names: Mapping[str, str]) -> None:
                 place[index] = names.get(name, name)
     for tensor in model.graph.initializer:
         tensor.name = names.get(tensor.name, tensor.name)
+
+
+def share_constants(model: onnx.ModelProto) -> None:
+    """Keeps one of large initializers that are equal: exporters write a causal mask once for every layer."""
+    first: dict[bytes, str] = {}
+    names: dict[str, str] = {}
+    for tensor in model.graph.initializer:
+        if tensor.ByteSize() < _SHARED:
+            continue
+        values = numpy_helper.to_array(tensor)
+        content = hashlib.sha256(repr((tensor.data_type, values.shape)).encode() + values.tobytes()).digest()
+        if first.setdefault(content, tensor.name) != tensor.name:
+            names[tensor.name] = first[content]
+    _replace(model.graph.initializer, [tensor for tensor in model.graph.initializer if tensor.name not in names])
+    rename_values(model, names)
 
 
 def strip(model: onnx.ModelProto) -> None:

@@ -97,6 +97,18 @@ class ClipText(nn.Module):
         return out
 
 
+class CheckerTower(nn.Module):
+    """pixel_values (batch, 3, S, S), normalised → image_embeds (batch, dim), of any length: the safety checker's vision tower."""
+
+    def __init__(self, net: Any) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        out: Tensor = self.net.visual_projection(self.net.vision_model(pixel_values)[1])
+        return out
+
+
 WRAPPERS: dict[str, Callable[[nn.Module], nn.Module]] = {
     "text_encoder": TextEncoder,
     "unet": UNet,
@@ -104,6 +116,7 @@ WRAPPERS: dict[str, Callable[[nn.Module], nn.Module]] = {
     "vae_encoder": VaeEncoder,
     "clip_image": ClipImage,
     "clip_text": ClipText,
+    "safety_checker": CheckerTower,
 }
 
 
@@ -155,11 +168,29 @@ def _load_clip(part: Part) -> nn.Module:
     return _module(open_clip.create_model(f"local-dir:{part.folder}", precision="fp32", device="cpu"))
 
 
+def _load_checker(part: Part) -> nn.Module:
+    from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
+
+    kind: Any = StableDiffusionSafetyChecker
+    net, info = kind.from_pretrained(
+        part.folder,
+        dtype=torch.float32,
+        use_safetensors=True,
+        local_files_only=True,
+        output_loading_info=True,
+        ignore_mismatched_sizes=True,
+        variant=_variant(part),
+    )
+    _check_report(part.name, info)
+    return _module(net)
+
+
 _LOADERS: dict[str, Callable[[Part], nn.Module]] = {
     "text_encoder": _load_text_encoder,
     "unet": _load_diffusers,
     "vae": _load_diffusers,
     "clip": _load_clip,
+    "safety_checker": _load_checker,
 }
 
 

@@ -13,11 +13,14 @@ from platemark.errors import InputError
 from platemark.runtime.bundle import MANIFEST
 
 _CHUNK = 8 << 20
+_OTHER = "choose another output folder"
 
 
 @contextmanager
-def stage_for(out: Path, *, in_place: bool, replace: bool) -> Iterator[Path]:
+def stage_for(out: Path, *, in_place: bool, replace: bool, manifest: str = MANIFEST) -> Iterator[Path]:
     """An empty folder beside `out` to build in, gone at the end whatever happens. Nobody else builds to `out` meanwhile.
+
+    `manifest`: the file by which a folder of this kind is known, so that nothing else is ever replaced.
 
     What a killed build left there is removed first, and a bundle that it had set aside is put back. Raises `InputError` where `out` exists
     and may not be replaced, where another build to `out` is under way, and for any failure to read or write inside the block (a full
@@ -27,7 +30,7 @@ def stage_for(out: Path, *, in_place: bool, replace: bool) -> Iterator[Path]:
         out.parent.mkdir(parents=True, exist_ok=True)
         with _only_build(out), _stage(_beside(out, "partial"), out) as stage:
             if out.exists() and not in_place:
-                _check_replaceable(out, replace)
+                _check_replaceable(out, replace, manifest)
             stage.mkdir()
             yield stage
     except OSError as error:
@@ -79,11 +82,11 @@ def _beside(out: Path, suffix: str) -> Path:
     return out.with_name(f"{out.name}.{suffix}")
 
 
-def _check_replaceable(out: Path, replace: bool) -> None:
-    if not (out / MANIFEST).is_file():
-        raise InputError(f"{out} exists and is not a bundle", "choose another output folder")
+def _check_replaceable(out: Path, replace: bool, manifest: str) -> None:
+    if not (out / manifest).is_file():
+        raise InputError(f"{out} exists and is not a bundle" if manifest == MANIFEST else f"{out} exists and holds no {manifest}", _OTHER)
     if not replace:
-        raise InputError(f"{out} exists", "choose another output folder, or replace the bundle there with --force")
+        raise InputError(f"{out} exists", f"{_OTHER}, or replace what is there with --force")
 
 
 def copy_file(source: Path, target: Path) -> str:

@@ -48,6 +48,21 @@ class StoredTensor:
 
 def read_header(path: Path) -> dict[str, StoredTensor]:
     """The tensors of one file, by name. Raises `CheckpointError` for a truncated or otherwise damaged file."""
+    header, base = _header(path)
+    header.pop("__metadata__", None)
+    tensors = {name: _entry(path, name, entry, base) for name, entry in header.items()}
+    _check_extent(path, tensors.values(), base)
+    return tensors
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """What the file says of itself: free texts by name. Raises `CheckpointError` as `read_header` does."""
+    found = _header(path)[0].get("__metadata__", {})
+    return {str(name): str(text) for name, text in found.items()} if isinstance(found, dict) else {}
+
+
+def _header(path: Path) -> tuple[dict[str, Any], int]:
+    """The header's table, and where the tensors begin."""
     try:
         with path.open("rb") as stream:
             length = int.from_bytes(stream.read(8), "little")
@@ -63,10 +78,7 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
         raise CheckpointError(f"{path.name} has a header that is not JSON", DAMAGED) from error
     if not isinstance(header, dict):
         raise CheckpointError(f"{path.name} has a header that is not a table", DAMAGED)
-    header.pop("__metadata__", None)
-    tensors = {name: _entry(path, name, entry, 8 + length) for name, entry in header.items()}
-    _check_extent(path, tensors.values(), 8 + length)
-    return tensors
+    return header, 8 + length
 
 
 def _entry(path: Path, name: str, entry: Any, base: int) -> StoredTensor:
@@ -106,6 +118,22 @@ def read_float32(tensor: StoredTensor) -> NDArray[np.float32]:
     else:
         values = np.asarray(raw.view(_FLOATS[tensor.dtype]), np.float32)
     return values.reshape(tensor.shape)
+
+
+def write_float32(tensor: StoredTensor, values: NDArray[np.float32]) -> None:
+    """Puts `values` in the tensor's place in its file, rounded to nearest at its stored precision. Raises `CheckpointError` on overflow."""
+    flat = np.ascontiguousarray(values, np.float32).ravel()
+    if tensor.dtype == "BF16":
+        bits = flat.view(np.uint32)
+        raw = ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16).view(np.uint8)  # ties to even, as torch rounds
+    else:
+        with np.errstate(over="ignore"):
+            raw = flat.astype(_FLOATS[tensor.dtype]).view(np.uint8)
+    if not np.isfinite(flat).all() or not np.isfinite(raw.view(_FLOATS.get(tensor.dtype, np.uint16))).all():
+        raise CheckpointError(f"{tensor.name} does not fit {PRECISION[tensor.dtype]} any more", "use a smaller scale")
+    place = np.memmap(tensor.file, np.uint8, "r+", tensor.offset, (tensor.length,))
+    place[:] = raw
+    place.flush()
 
 
 def file_sha256(path: Path) -> str:

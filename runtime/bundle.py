@@ -80,16 +80,51 @@ class Component(_Strict):
     parity: Parity
 
 
+class MergedLora(_Strict):
+    """A LoRA in the weights: how strongly, how many weights it changed, and what of it this checkpoint has no place for."""
+
+    file: str
+    sha256: str
+    scale: float
+    applied: int
+    unmatched: list[str]
+
+
+class BuiltEngine(_Strict):
+    """One component for one backend beyond the portable graph. `version`, `device`, `precision` and `profile` are of its device key.
+
+    `profile` maps a free dim to its (smallest, usual, largest) size, and is empty where every size will do. `file` is a POSIX path inside
+    the bundle; None: it is compiled where it runs, into the user's cache. `compared` has a parity record; `plan built` was never run, and
+    `graph_parity` is that of the graph it was made from, in ONNX Runtime (None: the component's own). `device` names each GPU, spaced.
+    `tried` says which precisions were given up, and why.
+    """
+
+    component: str
+    backend: str
+    version: str
+    precision: Literal["fp32", "fp16", "bf16"]
+    device: str  # "x86_64 avx2", "sm_89"
+    profile: dict[str, tuple[int, int, int]] = {}
+    file: str | None = None
+    state: Literal["compared", "plan built"]
+    parity: Parity | None = None
+    graph_parity: Parity | None = None
+    tried: list[str] = []
+
+
 class Source(_Strict):
-    """Where the bundle came from: the checkpoint's folder name and the sha256 of each of its weight files."""
+    """Where the bundle came from: the checkpoint's folder name, the sha256 of each weight file, and the LoRAs merged into them."""
 
     checkpoint: str
     weights: dict[str, str]
+    loras: list[MergedLora] = Field(default_factory=list)
 
 
 class Manifest(_Strict):
     """`bundle.json`. `components` keys: `text_encoder`, `unet`, `vae_decoder`, `vae_encoder`, `clip_image`, `clip_text`.
 
+    `engines` are those built for other backends, `engines_end_to_end` the whole pipeline on each backend whose engines were compared,
+    `default_backend` the one to render with when none is named.
     `files` lists every file of the bundle but `bundle.json` itself: POSIX path → sha256.
     `native_size` is (height, width) in pixels of what the VAE decoder makes at the checkpoint's sample size;
     `output_size` the size delivered when the request names none (a larger one is reached by Lanczos resampling).
@@ -103,6 +138,9 @@ class Manifest(_Strict):
     files: dict[str, str]
     components: dict[str, Component]
     end_to_end: EndToEnd
+    engines: list[BuiltEngine] = []
+    engines_end_to_end: dict[str, EndToEnd] = {}
+    default_backend: str = "onnxruntime"
     native_size: tuple[int, int]
     output_size: tuple[int, int]
     latent_channels: int
@@ -139,6 +177,11 @@ class Bundle:
         if name not in self.manifest.components:
             raise BundleError(f"the bundle has no component {name!r}", "rebuild it from a checkpoint that has one")
         return self.manifest.components[name]
+
+    def component_weights_sha256(self, name: str) -> str:
+        """One hash of one component's weights: sha256 over the lines `<sha256>  <file>`, sorted by name. Raises `BundleError`."""
+        lines = "".join(f"{self.manifest.files[file]}  {file}\n" for file in sorted(self.component(name).weights))
+        return hashlib.sha256(lines.encode()).hexdigest()
 
     def file(self, name: str) -> Path:
         """A file by its name in the manifest. Raises `BundleError` where it is not listed, hence was not checked."""
@@ -227,24 +270,39 @@ def _check_files_listed(manifest: Manifest) -> None:
             raise BundleError(
                 f"{MANIFEST} lists {name[:120]!r}, which is no file of a bundle", "do not use this bundle; rebuild it yourself"
             )
-    for component, facts in manifest.components.items():
-        for name in (facts.graph, *facts.weights):
-            if name not in manifest.files:
-                raise BundleError(f"component {component} uses {name[:120]!r}, which {MANIFEST} does not list", _REBUILD)
+    used = [(component, name) for component, facts in manifest.components.items() for name in (facts.graph, *facts.weights)]
+    used += [(engine.component, engine.file) for engine in manifest.engines if engine.file is not None]
+    for component, name in used:
+        if name not in manifest.files:
+            raise BundleError(f"component {component[:40]} uses {name[:120]!r}, which {MANIFEST} does not list", _REBUILD)
 
 
 def _check_parity(manifest: Manifest) -> None:
-    """A bundle that was not compared with its reference, or did not keep its bounds, does not open. NaN keeps no bound."""
+    """A bundle that was not compared with its reference, or did not keep its bounds, does not open. NaN keeps no bound.
+
+    An engine that says it was compared is held to the same; one that was only built has no parity to show.
+    """
     for name, component in manifest.components.items():
-        parity = component.parity
-        if len({str(sorted(one.shapes.items())) for one in parity.comparisons}) < 2:
-            raise BundleError(f"component {name} was compared with its reference at fewer than two shapes", _REBUILD)
-        worst = max(parity.comparisons, key=lambda one: math.inf if math.isnan(one.rel_l2_error) else one.rel_l2_error).rel_l2_error
-        if not (0.0 <= worst <= parity.bound_rel_l2 < math.inf):
-            raise BundleError(f"component {name} is {worst:.3g} off its reference, over its bound {parity.bound_rel_l2:.3g}", _REBUILD)
-    end = manifest.end_to_end
-    if not (end.psnr >= end.bound_psnr > 0.0):
-        raise BundleError(f"the whole pipeline reaches {end.psnr:.1f} dB against its reference, under {end.bound_psnr:.1f} dB", _REBUILD)
+        _check_record(f"component {name}", component.parity)
+    for engine in manifest.engines:
+        what = f"the {engine.backend} engine of {engine.component}"
+        if (engine.state == "compared") != (engine.parity is not None) or engine.component not in manifest.components:
+            raise BundleError(f"{what} is recorded as {engine.state} without what that needs", _REBUILD)
+        for parity in (engine.parity, engine.graph_parity):
+            if parity is not None:
+                _check_record(what, parity)
+    for end in (manifest.end_to_end, *manifest.engines_end_to_end.values()):
+        if not (end.psnr >= end.bound_psnr > 0.0):
+            said = f"the whole pipeline reaches {end.psnr:.1f} dB against its reference, under {end.bound_psnr:.1f} dB"
+            raise BundleError(said, _REBUILD)
+
+
+def _check_record(what: str, parity: Parity) -> None:
+    if len({str(sorted(one.shapes.items())) for one in parity.comparisons}) < 2:
+        raise BundleError(f"{what} was compared with its reference at fewer than two shapes", _REBUILD)
+    worst = max(parity.comparisons, key=lambda one: math.inf if math.isnan(one.rel_l2_error) else one.rel_l2_error).rel_l2_error
+    if not (0.0 <= worst <= parity.bound_rel_l2 < math.inf):
+        raise BundleError(f"{what} is {worst:.3g} off its reference, over its bound {parity.bound_rel_l2:.3g}", _REBUILD)
 
 
 def _check_hashes(root: Path, files: dict[str, str]) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+
+from platemark.errors import EngineError
 
 Array = NDArray[Any]
 
@@ -33,3 +35,17 @@ class Engine(Protocol):
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """Computes every output. Raises `EngineError` naming the engine and the cause."""
         ...
+
+
+def check_inputs(engine: str, specs: Sequence[TensorSpec], inputs: Mapping[str, Array]) -> None:
+    """Raises `EngineError`, naming the engine and the input, where names, dtypes or numbers of dims are not those of the specs."""
+    remedy = "rebuild the bundle with `platemark build`; `platemark doctor` shows what this machine can run"
+    expected = {spec.name: spec for spec in specs}
+    if set(inputs) != set(expected):
+        message = f"{engine} takes the inputs {', '.join(sorted(expected))}, not {', '.join(sorted(inputs)) or 'none'}"
+        raise EngineError(message, remedy)
+    for name, value in inputs.items():
+        spec = expected[name]
+        if value.dtype != spec.dtype or value.ndim != len(spec.shape):
+            message = f"{engine} takes {name} as {spec.dtype} of {len(spec.shape)} dims, not {value.dtype} of {value.ndim}"
+            raise EngineError(message, remedy)

@@ -1,7 +1,7 @@
-"""Initial noise of a seed, equal to torch's CPU generator without torch: mt19937, 24-bit uniforms, Box-Muller.
+"""Noise of a seed, equal to torch's CPU generator without torch: mt19937, 24-bit uniforms, Box-Muller.
 
 `randn(seed, shape)` is what `torch.randn(shape, generator=torch.Generator("cpu").manual_seed(seed))` gives: the uniform stream exactly,
-the normals within 2e-6. Only the first draw of a fresh generator is reproduced, which is all that the initial latents need. Knows nothing
+the normals within 2e-6. A `Generator` goes on from there, draw after draw, for samplers that add noise at their steps. Knows nothing
 about latents or schedulers.
 """
 
@@ -28,39 +28,72 @@ def draw_seed() -> int:
     return secrets.randbits(63)
 
 
+class Generator:
+    """One image's noise: torch's CPU generator, draw after draw. Not for several threads at once.
+
+    `seed` in [0, 2^64), of which torch's generator uses the low 32 bits.
+    """
+
+    def __init__(self, seed: int) -> None:
+        # RandomState's stream is frozen by numpy's compatibility promise, and an int seed runs the same init_genrand as torch.
+        self._state = np.random.RandomState(seed & 0xFFFFFFFF)
+        self._kept: float | None = None  # the second normal of a pair, when the last draw under 16 values was of odd size
+
+    def randn(self, shape: Sequence[int]) -> NDArray[np.float32]:
+        """The next standard normals, float32, of `shape`."""
+        size = math.prod(shape)
+        values = self._scalar_normals(size) if size < _BLOCK else self._block_normals(size)
+        return values.reshape(tuple(shape))
+
+    def uniform(self, size: int) -> NDArray[np.float32]:
+        """`torch.rand(size)`: the low 24 bits of each 32-bit word over 2^24, in [0, 1)."""
+        return _uniform24(self._words(size))
+
+    def _words(self, count: int) -> NDArray[np.uint32]:
+        """The next 32-bit mt19937 outputs."""
+        # Asked for no bytes, numpy would take a word from the stream all the same.
+        return np.frombuffer(self._state.bytes(4 * count) if count else b"", dtype="<u4")
+
+    def _block_normals(self, size: int) -> NDArray[np.float32]:
+        """Whole blocks of 16 in place; where a remainder is left, torch draws 16 new uniforms and recomputes the last 16 values."""
+        uniforms = self.uniform(size)
+        whole = size - size % _BLOCK
+        out = np.empty(size, dtype=np.float32)
+        out[:whole] = _box_muller(uniforms[:whole])
+        if whole != size:
+            out[-_BLOCK:] = _box_muller(self.uniform(_BLOCK))
+        return out
+
+    def _scalar_normals(self, size: int) -> NDArray[np.float32]:
+        """The path for fewer than 16 values: pairs in double precision, the second of a pair kept for the next draw on this path."""
+        kept = [] if self._kept is None or size == 0 else [self._kept]
+        pairs = _pairs(self._words(4 * ((size - len(kept) + 1) // 2)))
+        values = [*kept, *pairs]
+        if size > 0:
+            self._kept = values[size] if len(values) > size else None
+        return np.asarray(values[:size], dtype=np.float32)
+
+
 def randn(seed: int, shape: Sequence[int]) -> NDArray[np.float32]:
-    """Standard normals, float32, of `shape`; `seed` in [0, 2^64), of which torch's generator uses the low 32 bits."""
-    size = math.prod(shape)
-    words = _words(seed, size)
-    values = _scalar_normals(words, size) if size < _BLOCK else _block_normals(words, size)
-    return values.reshape(tuple(shape))
+    """`torch.randn(shape)` of a fresh generator."""
+    return Generator(seed).randn(shape)
 
 
 def uniform(seed: int, size: int) -> NDArray[np.float32]:
-    """`torch.rand(size)` of a fresh generator: the low 24 bits of each 32-bit word over 2^24, in [0, 1)."""
-    return _uniform24(_words(seed, size)[:size])
+    """`torch.rand(size)` of a fresh generator."""
+    return Generator(seed).uniform(size)
 
 
-def _words(seed: int, size: int) -> NDArray[np.uint32]:
-    """Enough 32-bit mt19937 outputs for `size` normals: one each and a tail block, or four for each pair on the scalar path."""
-    count = max(size + _BLOCK, 4 * ((size + 1) // 2))
-    # RandomState's stream is frozen by numpy's compatibility promise, and an int seed runs the same init_genrand as torch.
-    return np.frombuffer(np.random.RandomState(seed & 0xFFFFFFFF).bytes(4 * count), dtype="<u4")
+def draws(generators: Sequence[Generator], shape: Sequence[int]) -> NDArray[np.float32]:
+    """The next normals of several images, (n, *shape): row k comes from `generators[k]` alone, so no image depends on its neighbours."""
+    out = np.empty((len(generators), *shape), np.float32)
+    for row, generator in zip(out, generators, strict=True):
+        row[...] = generator.randn(shape)
+    return out
 
 
 def _uniform24(words: NDArray[np.uint32]) -> NDArray[np.float32]:
     return (words & np.uint32(0xFFFFFF)).astype(np.float32) * np.float32(2.0**-24)
-
-
-def _block_normals(words: NDArray[np.uint32], size: int) -> NDArray[np.float32]:
-    """Whole blocks of 16 in place; where a remainder is left, torch draws 16 new uniforms and recomputes the last 16 values."""
-    uniforms = _uniform24(words)
-    whole = size - size % _BLOCK
-    out = np.empty(size, dtype=np.float32)
-    out[:whole] = _box_muller(uniforms[:whole])
-    if whole != size:
-        out[-_BLOCK:] = _box_muller(uniforms[size : size + _BLOCK])
-    return out
 
 
 def _box_muller(uniforms: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -72,10 +105,11 @@ def _box_muller(uniforms: NDArray[np.float32]) -> NDArray[np.float32]:
     return np.stack([radius * np.cos(theta), radius * np.sin(theta)], axis=1).astype(np.float32).reshape(-1)
 
 
-def _scalar_normals(words: NDArray[np.uint32], size: int) -> NDArray[np.float32]:
-    """The path for fewer than 16 values: double-precision pairs from 53-bit uniforms, the second of each pair kept for the next call."""
-    quads = words[: 4 * ((size + 1) // 2)].astype(np.uint64).reshape(-1, 2, 2)  # pair, (angle, radius), (high, low)
+def _pairs(words: NDArray[np.uint32]) -> list[float]:
+    """Normals in double precision from 53-bit uniforms, two from each four words."""
+    quads = words.astype(np.uint64).reshape(-1, 2, 2)  # pair, (angle, radius), (high, low)
     uniforms = (((quads[..., 0] << np.uint64(32)) | quads[..., 1]) & np.uint64(2**53 - 1)).astype(np.float64) * 2.0**-53
     theta = 2.0 * math.pi * uniforms[:, 0]
     radius = np.sqrt(-2.0 * np.log1p(-uniforms[:, 1]))
-    return np.stack([radius * np.cos(theta), radius * np.sin(theta)], axis=1).reshape(-1)[:size].astype(np.float32)
+    normals: list[float] = np.stack([radius * np.cos(theta), radius * np.sin(theta)], axis=1).reshape(-1).tolist()
+    return normals

@@ -20,15 +20,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from platemark.errors import BundleError, InputError
-from platemark.runtime import backends, noise
+from platemark.runtime import noise
 from platemark.runtime.bundle import Bundle
-from platemark.runtime.denoise import OnStep, denoise
+from platemark.runtime.codec import Codec
+from platemark.runtime.denoise import Control, OnStep, denoise
 from platemark.runtime.engine import Engine
+from platemark.runtime.engines import opener
+from platemark.runtime.launch import launch
 from platemark.runtime.prompts import MAX_CHUNKS, PromptEncoder
-from platemark.runtime.render import check_finite, is_flat, to_array, to_uint8
+from platemark.runtime.render import is_flat, to_uint8
 from platemark.runtime.request import GenerationRequest
 from platemark.runtime.schedulers import make_scheduler
 from platemark.runtime.sizes import RenderSize, render_size, side_multiple
+from platemark.runtime.start import Canvas, Origin
 from platemark.runtime.tokenizer import FILES as TOKENIZER_FILES
 from platemark.runtime.tokenizer import Tokenizer
 
@@ -52,7 +56,7 @@ class GenerationOutput:
 
     `images`: uint8 (n, height, width, 3), as delivered. `arrays`: float32 (n, H, W, 3) in [0, 1], before rounding, cut and resizing.
     `resampled_from`: (H, W) where they were resampled, else None. `flat`: which of them show one colour only. `timings`: milliseconds of
-    `text_encoder`, `denoise`, `vae_decoder` and `resize`, over all pictures.
+    `text_encoder`, `vae_encoder` (where a picture came in), `denoise`, `vae_decoder` and `resize`, over all pictures.
     """
 
     images: NDArray[np.uint8]
@@ -86,22 +90,24 @@ class Pipeline:
         self._prompts = PromptEncoder(_read_tokenizer(bundle), self._hidden)
         self._scheduler_config = _read_scheduler_config(bundle)
         self._multiple = side_multiple(bundle)
+        self._codec = Codec(bundle.manifest, self.engine)
         for name in COMPONENTS:
             bundle.component(name)
 
     @classmethod
-    def load(cls, bundle: Bundle, backend: str = "onnxruntime", *, threads: int | None = None) -> Pipeline:
-        """Prepares a bundle for a backend (`backends.names()`); engines are compiled when first needed, or by `warm_up`.
+    def load(cls, bundle: Bundle, backend: str | None = None, *, threads: int | None = None, cache: Path | None = None) -> Pipeline:
+        """Prepares a bundle for a backend (`backends.names()`; None: the one it was built for); engines are compiled when first needed,
+        or by `warm_up`.
 
-        `threads`: for one operator; None lets the backend choose. Raises `BundleError`, and `InputError` for an unknown backend.
+        `threads`: for one operator; None lets the backend choose. `cache`: the folder in which compiled engines are kept; None keeps none.
+        Raises `BundleError`, and `InputError` for a backend that is unknown or renders nothing.
         """
-        module = backends.find(backend)
-        if not hasattr(module, "compile_graph"):
-            raise InputError(f"the backend {backend!r} is a reference and compiles no graphs", "use the backend 'onnxruntime'")
-        return cls(bundle, lambda path: module.compile_graph(path, threads=threads))
+        return cls(bundle, opener(bundle, backend or bundle.manifest.default_backend, cache=cache, threads=threads))
 
     def engine(self, component: str) -> Engine:
         """The component's engine, compiled once. Raises `BundleError` (no such component) and `EngineError`."""
+        if component in self.engines:
+            return self.engines[component]
         graph = self.bundle.component(component).graph
         with self._locks[component]:
             if component not in self.engines:
@@ -119,38 +125,46 @@ class Pipeline:
         self.engine("vae_decoder").run({"latent_sample": latents})
 
     def generate(
-        self, request: GenerationRequest, latents: NDArray[np.float32] | None = None, on_step: OnStep | None = None
+        self,
+        request: GenerationRequest,
+        latents: NDArray[np.float32] | None = None,
+        on_step: OnStep | None = None,
+        control: Control | None = None,
     ) -> GenerationOutput:
         """Renders the request's `n` pictures; picture k is what a request for its seed alone renders.
 
         Networks run at the size that `sizes.render_size` says; from there the requested one is reached by a cut, or by Lanczos resampling
         where the model knows one size only. `latents` takes the place of the seeds' noise: standard normal, float32 (n, C, h, w) of the
-        rendered size. `on_step(step, total)` hears each step.
+        rendered size. `on_step(step, total)` hears each network call. `control` can end it, by hand or after a time.
 
-        Raises `InputError`, `EngineError`, and `RenderError` where a network gives NaN or infinite values.
+        Raises `InputError`, `BundleError` (an input picture, and no encoder), `EngineError`, `Cancelled`, `DeadlineExceeded`, and
+        `RenderError` where a network gives NaN or infinite values.
         """
         timings: dict[str, float] = {}
         seeds = tuple(noise.image_seed(request.seed, k) for k in range(request.n))
         size = render_size(self.bundle.manifest, self._multiple, request.height, request.width)
-        start = self._noise(seeds, size) if latents is None else self._checked(latents, request.n, size)
-        batch = self._batch(size)
+        shape = (1, *self._latent_shape(size.height, size.width))
+        if latents is not None:
+            latents = _checked(latents, (request.n, *shape[1:]))
         scheduler = make_scheduler(request.scheduler, self._scheduler_config)
         scheduler.plan(request.num_inference_steps)  # refuses impossible steps before any work
         self.compile()
         with _timed(timings, "text_encoder"):
             hidden, truncated = self._context(request)
+        origin = None if request.image is None else self._origin(request, size, timings)
+        flights = launch(request, scheduler, shape, hidden, latents, origin, control)
+        with _timed(timings, "denoise"):
+            denoise(self.engine("unet"), flights, self._batch(size), on_step)
         arrays = []
-        for first in range(0, request.n, batch):
-            heard = None if on_step is None else _shifted(on_step, first // batch, -(-request.n // batch))
-            with _timed(timings, "denoise"):
-                stepper = scheduler.plan(request.num_inference_steps)
-                done = denoise(self.engine("unet"), stepper, start[first : first + batch], hidden, request.guidance_scale, heard)
-            with _timed(timings, "vae_decoder"):
-                arrays += [self._decode(one, seed) for one, seed in zip(done, seeds[first:], strict=False)]
+        with _timed(timings, "vae_decoder"):
+            for flight, seed in zip(flights, seeds, strict=True):
+                (control or Control()).check()
+                arrays.append(self._codec.decode(flight.latents, f"seed {seed}"))
         with _timed(timings, "resize"):
             images = np.empty((request.n, request.height, request.width, 3), np.uint8)
             for image, array in zip(images, arrays, strict=True):
-                image[...] = size.deliver(to_uint8(array), request.height, request.width)
+                delivered = size.deliver(to_uint8(array), request.height, request.width)
+                image[...] = delivered if origin is None else origin.canvas.composed(delivered)
         return GenerationOutput(
             images=images,
             arrays=_joined(arrays),
@@ -172,6 +186,13 @@ class Pipeline:
         with ThreadPoolExecutor(len(COMPONENTS)) as pool:
             list(pool.map(self.engine, COMPONENTS))
 
+    def _origin(self, request: GenerationRequest, size: RenderSize, timings: dict[str, float]) -> Origin:
+        assert request.image is not None
+        cell = self.bundle.manifest.vae_scale_factor
+        canvas = Canvas.of(request.image, request.mask_image, (request.height, request.width), size, cell)
+        with _timed(timings, "vae_encoder"):
+            return Origin(canvas, self._codec.encode(canvas.rendered))
+
     def _latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
         manifest = self.bundle.manifest
         return manifest.latent_channels, height // manifest.vae_scale_factor, width // manifest.vae_scale_factor
@@ -180,17 +201,6 @@ class Pipeline:
         """Pictures in one network call: `MAX_BATCH` at the native size, fewer of larger ones."""
         height, width = self.bundle.manifest.native_size
         return max(1, min(MAX_BATCH, MAX_BATCH * height * width // (size.height * size.width)))
-
-    def _noise(self, seeds: tuple[int, ...], size: RenderSize) -> NDArray[np.float32]:
-        return np.stack([noise.randn(seed, self._latent_shape(size.height, size.width)) for seed in seeds])
-
-    def _checked(self, latents: NDArray[np.float32], n: int, size: RenderSize) -> NDArray[np.float32]:
-        shape = (n, *self._latent_shape(size.height, size.width))
-        if latents.shape != shape or latents.dtype != np.float32 or not np.isfinite(latents).all():
-            raise InputError(
-                "the latents given are not finite float32 of the request's shape", f"give standard normal values of shape {shape}"
-            )
-        return latents
 
     def _context(self, request: GenerationRequest) -> tuple[NDArray[np.float32], tuple[Truncation, ...]]:
         """Hidden states (rows, tokens, dim): the negative prompt first, and only where there is guidance."""
@@ -208,15 +218,6 @@ class Pipeline:
 
     def _hidden(self, ids: NDArray[np.int64]) -> NDArray[np.float32]:
         return self.engine("text_encoder").run({"input_ids": ids})["last_hidden_state"]
-
-    def _decode(self, latents: NDArray[np.float32], seed: int) -> NDArray[np.float32]:
-        """One picture at a time, so that it does not depend on its neighbours and memory does not grow with them."""
-        check_finite(latents, f"the latents of seed {seed}")
-        manifest = self.bundle.manifest
-        scaled = latents[np.newaxis] / np.float32(manifest.scaling_factor) + np.float32(manifest.shift_factor)
-        decoded = self.engine("vae_decoder").run({"latent_sample": scaled})["sample"][0]
-        check_finite(decoded, f"the picture of seed {seed}")
-        return to_array(decoded)
 
 
 def _read_scheduler_config(bundle: Bundle) -> dict[str, Any]:
@@ -252,9 +253,10 @@ def _joined(pictures: list[NDArray[np.float32]]) -> NDArray[np.float32]:
     return joined
 
 
-def _shifted(on_step: OnStep, batch: int, batches: int) -> OnStep:
-    """Counts the steps of one batch among those of all batches."""
-    return lambda step, total: on_step(batch * total + step, batches * total)
+def _checked(latents: NDArray[np.float32], shape: tuple[int, ...]) -> NDArray[np.float32]:
+    if latents.shape != shape or latents.dtype != np.float32 or not np.isfinite(latents).all():
+        raise InputError("the latents given are not finite float32 of the request's shape", f"give standard normal values of shape {shape}")
+    return latents
 
 
 @contextmanager

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import math
 import operator
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
 
 from platemark.errors import InputError
 from platemark.runtime.bundle import Manifest
 from platemark.runtime.noise import SEEDS, draw_seed
 from platemark.runtime.schedulers import NAMES
+from platemark.runtime.start import PAINT
 from platemark.runtime.style import load_style
 
 MAX_PROMPT = 10_000  # characters
@@ -19,6 +23,7 @@ MIN_SIZE, MAX_SIZE = 64, 4096  # pixels
 MAX_GUIDANCE = 50.0
 MAX_STEPS = 1000
 MAX_IMAGES = 64
+DEFAULT_STRENGTH = 0.8
 MAX_PIXELS = 2**27  # delivered by one request: 384 MiB as uint8 RGB, which a caller that marks and encodes them holds three times
 
 
@@ -27,8 +32,12 @@ class GenerationRequest:
     """Names as diffusers names them. `height` and `width` are those of the delivered image, in pixels.
 
     Image k of the `n` uses seed + k (modulo 2^64). `scheduler` is one of `schedulers.NAMES`; None: the checkpoint's own. `style` is the
-    name of the style whose words the prompts hold already.
-    A `guidance_scale` of 1 or less renders without classifier-free guidance. Raises `InputError` where a value is out of range.
+    name of the style whose words the prompts hold already. A `guidance_scale` of 1 or less renders without classifier-free guidance.
+
+    `image` (uint8 RGB, (H, W, 3)) makes it image to image: fitted to the size by a centred cut, and changed the more the higher `strength`
+    is (0 to 1: the share of the steps that are taken; None: 0.8, and 1 with a mask). `mask_image` (uint8, (H, W) of the image) makes it
+    inpainting: what is 128 or more is painted anew, the rest is kept. `variation_strength` (0 to 1) moves each picture's noise towards
+    that of `variation_seed`. Raises `InputError` where a value is out of range or goes with nothing.
     """
 
     prompt: str
@@ -41,6 +50,11 @@ class GenerationRequest:
     n: int = 1
     scheduler: str | None = None
     style: str | None = None
+    image: NDArray[np.uint8] | None = field(default=None, compare=False, repr=False)
+    mask_image: NDArray[np.uint8] | None = field(default=None, compare=False, repr=False)
+    strength: float | None = None
+    variation_seed: int | None = None
+    variation_strength: float = 0.0
 
     def __post_init__(self) -> None:
         check_prompt_text(self.prompt)
@@ -55,9 +69,30 @@ class GenerationRequest:
             # Frozen, yet a numpy integer has to become an int: it would overflow, and JSON could not hold it.
             object.__setattr__(self, name, _whole(name, getattr(self, name), low, high))
         _check_pixels(self.n, self.height, self.width)
-        object.__setattr__(self, "guidance_scale", _guidance(self.guidance_scale))
+        object.__setattr__(self, "guidance_scale", _number("guidance_scale", self.guidance_scale, MAX_GUIDANCE))
         if self.scheduler is not None and self.scheduler not in NAMES:
             raise InputError(f"unknown scheduler {str(self.scheduler)[:40]!r}", f"choose one of {', '.join(NAMES)}")
+        check_input_picture(self.image, self.mask_image)
+        object.__setattr__(self, "variation_strength", _number("variation_strength", self.variation_strength, 1.0))
+        object.__setattr__(self, "strength", self._strength())
+        if self.variation_seed is not None:
+            object.__setattr__(self, "variation_seed", _whole("variation_seed", self.variation_seed, 0, SEEDS - 1))
+        elif self.variation_strength > 0:
+            raise InputError("a variation needs a second seed", "give variation_seed, or leave variation_strength out")
+
+    def _strength(self) -> float | None:
+        if self.image is None:
+            if self.strength is not None:
+                raise InputError("a strength without an image", "give the image that is to be changed, or leave strength out")
+            return None
+        if self.strength is None:
+            return DEFAULT_STRENGTH if self.mask_image is None else 1.0
+        return _number("strength", self.strength, 1.0)
+
+    @property
+    def operation(self) -> Literal["text2img", "img2img", "inpaint"]:
+        """`text2img`, `img2img` or `inpaint`."""
+        return "text2img" if self.image is None else "img2img" if self.mask_image is None else "inpaint"
 
     @classmethod
     def make(
@@ -73,16 +108,20 @@ class GenerationRequest:
     ) -> GenerationRequest:
         """A request with the bundle's defaults where neither a setting nor the style says otherwise; a seed of None or -1 is drawn.
 
-        `settings`: `num_inference_steps`, `guidance_scale`, `height`, `width`, `scheduler`; None counts as not given. `style` is as
+        `settings`: `num_inference_steps`, `guidance_scale`, `height`, `width`, `scheduler`, `image`, `mask_image`, `strength`,
+        `variation_seed`, `variation_strength`; None counts as not given. Without a size an input picture gives its own. `style` is as
         `style.load_style` takes it. Raises `InputError`.
         """
         check_prompt_text(prompt)  # before a style's words would hide that there is none
         worn = None if style is None else load_style(style)
-        unknown = sorted(set(settings) - {"num_inference_steps", "guidance_scale", "height", "width", "scheduler"})
+        unknown = sorted(set(settings) - {known.name for known in fields(cls)})
         if unknown:
             raise InputError(f"unknown setting {unknown[0]!r}", "see GenerationRequest for the names")
         given = {name: value for name, value in settings.items() if value is not None}
         height, width = manifest.output_size
+        if given.get("image") is not None:
+            check_input_picture(given["image"], given.get("mask_image"))
+            height, width = given["image"].shape[:2]
         defaults = {"num_inference_steps": manifest.default_steps, "guidance_scale": manifest.default_guidance}
         chosen: dict[str, Any] = {**defaults, "height": height, "width": width, "scheduler": manifest.default_scheduler}
         chosen |= ({} if worn is None else worn.settings()) | given
@@ -101,6 +140,8 @@ class GenerationRequest:
             "width": str(self.width),
             "scheduler": self.scheduler or "checkpoint",
             **({} if self.style is None else {"style": self.style}),
+            **({} if self.strength is None else {"strength": f"{self.strength:g}"}),
+            **({"variation": f"{self.variation_seed}:{self.variation_strength:g}"} if self.variation_strength else {}),
         }
 
 
@@ -141,17 +182,35 @@ def _check_pixels(n: int, height: int, width: int) -> None:
         raise InputError(message, "ask for fewer pictures or a smaller size")
 
 
-def _guidance(value: Any) -> float:
-    remedy = f"give a number from 0 to {MAX_GUIDANCE:g}"
+def check_input_picture(image: Any, mask: Any) -> None:
+    """Raises `InputError` unless `image` is None or a uint8 RGB array of usable size, and `mask` None or a uint8 (H, W) beside it."""
+    if image is None:
+        if mask is not None:
+            raise InputError("a mask without an image", "give the image that the mask belongs to")
+        return
+    if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+        raise InputError("the image is not a uint8 array (H, W, 3)", "open it with platemark.imaging.decode, which gives RGB")
+    if not all(MIN_SIZE <= side <= MAX_SIZE for side in image.shape[:2]):
+        raise InputError("the image is too small or too large", f"give sides of {MIN_SIZE} to {MAX_SIZE} pixels")
+    if mask is None:
+        return
+    if not isinstance(mask, np.ndarray) or mask.dtype != np.uint8 or mask.shape != image.shape[:2]:
+        raise InputError("the mask is not a uint8 array (H, W) of the image's size", "make the mask as large as the image, in gray")
+    if not (mask >= PAINT).any():
+        raise InputError("the mask leaves nothing to paint", "make what is to be painted white, or invert the mask")
+
+
+def _number(name: str, value: Any, high: float) -> float:
+    remedy = f"give a number from 0 to {high:g}"
     if isinstance(value, bool):
-        raise InputError("guidance_scale is not a number", remedy)
+        raise InputError(f"{name} is not a number", remedy)
     try:
-        scale = math.nan if isinstance(value, str) else float(value)
+        number = math.nan if isinstance(value, str) else float(value)
     except (TypeError, ValueError, OverflowError) as error:
-        raise InputError("guidance_scale is not a number", remedy) from error
-    if not 0.0 <= scale <= MAX_GUIDANCE:
-        raise InputError("guidance_scale is out of range or not a number", remedy)
-    return scale
+        raise InputError(f"{name} is not a number", remedy) from error
+    if not 0.0 <= number <= high:
+        raise InputError(f"{name} is out of range or not a number", remedy)
+    return number
 
 
 def _is_minus_one(seed: Any) -> bool:

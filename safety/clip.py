@@ -1,74 +1,51 @@
 """The CLIP image check: which of the policy's concepts a picture shows, by cosine with texts. numpy and the runtime's engines only.
 
-A CLIP folder holds `preprocess.json` (image_size, mean, std, context_length, resize_mode, interpolation; logit_scale where it is not
-CLIP's usual 100) and `golden.json`, beside the two graphs whose engines are passed in. Both towers must reproduce their golden
-embedding when the folder is loaded, so that weights which never loaded cannot score. The filter knows what its CLIP was trained on and
-nothing else.
+Both towers must reproduce their golden embedding when they are loaded, so that weights which never loaded cannot score. The filter knows
+what its CLIP was trained on, its `domain`, and nothing else. Reads no graph and no hash: `detectors.clip_loading` does.
 """
 
 from __future__ import annotations
 
+import hashlib
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, Literal, Protocol, TypeVar
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from pydantic import BaseModel, ConfigDict, Field
 
 from platemark.runtime.engine import Engine
 from platemark.safety.closed import fail_closed, require
+from platemark.safety.detectors.clip_files import FILES, GOLDEN_COSINE, Golden, Preprocess, read_golden, read_preprocess
+from platemark.safety.detectors.pictures import planes, require_picture
 from platemark.safety.embeddings import cached_embeddings
+from platemark.safety.signals import Observation, Signal
+
+__all__ = [
+    "FILES",
+    "ClipFilter",
+    "ClipModel",
+    "ConceptScore",
+    "Tokenize",
+    "contrast",
+    "pixel_values",
+    "read_preprocess",
+    "require_picture",
+    "square",
+]
 
 Tokenize = Callable[[list[str]], NDArray[np.int64]]
-GOLDEN_COSINE = 0.999
-FILES = ("preprocess.json", "golden.json")  # what the check reads of a CLIP folder besides its tokenizer
 _UNIT = 0.01  # how far from 1 the length of an embedding may be; int8 and fp16 towers stay well inside
 _BATCH = 64
 # A text is embedded in each of these and averaged (Radford et al. 2021, section 3.1.4).
 TEMPLATES = ("{}", "a photo of a {}", "a picture of a {}")
 PLAIN = ("{}",)  # where a model's vocabulary is known, its texts are names as it learned them
 _WHITE = (255, 255, 255)
-
-
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
-
-
-Triple = tuple[float, float, float]
-
-
-class Preprocess(_Strict):
-    """How a picture becomes the image tower's input. `mean` and `std` are of RGB in [0, 1]."""
-
-    image_size: int = Field(ge=16, le=1024)
-    mean: Triple
-    std: Triple
-    context_length: int = Field(ge=4, le=1024)
-    resize_mode: Literal["squash", "longest", "shortest"] = "squash"
-    interpolation: Literal["bicubic", "bilinear"] = "bicubic"
-    logit_scale: float = Field(default=100.0, gt=0, le=1000, allow_inf_nan=False)
-
-
-class GoldenImage(_Strict):
-    """`embedding` of the noise picture drawn from PCG64(`seed`)."""
-
-    seed: int = Field(ge=0)
-    embedding: tuple[float, ...] = Field(min_length=2)
-
-
-class GoldenText(_Strict):
-    prompt: str
-    embedding: tuple[float, ...] = Field(min_length=2)
-
-
-class Golden(_Strict):
-    image: GoldenImage
-    text: GoldenText
 
 
 @dataclass(frozen=True)
@@ -79,33 +56,34 @@ class ConceptScore:
     concept: str
 
 
-class ImageFilter(Protocol):
-    """Scores one picture for every category it was built for."""
-
-    @property
-    def name(self) -> str: ...
-
-    def score(self, image: NDArray[np.uint8]) -> Mapping[str, ConceptScore]:
-        """`image`: uint8 RGB (H, W, 3). May raise anything; the gate turns it into a refusal."""
-        ...
-
-
 class ClipModel:
     """A CLIP whose towers have proven that they are the ones that were exported."""
 
-    def __init__(self, image: Engine, text: Engine, tokenize: Tokenize, preprocess: Preprocess, golden: Golden) -> None:
+    def __init__(
+        self,
+        image: Engine,
+        text: Engine,
+        tokenize: Tokenize,
+        preprocess: Preprocess,
+        golden: Golden,
+        *,
+        sha256: str | None = None,
+        golden_cosine: float = GOLDEN_COSINE["fp32"],
+    ) -> None:
+        """`sha256`: of the model's files; None: of what proves it, its golden embeddings. Raises `SafetyUnavailable`."""
         self._image, self._text, self._tokenize = image, text, tokenize
         self.preprocess, self.golden = preprocess, golden
+        self.sha256 = sha256 or hashlib.sha256((golden.model_dump_json() + preprocess.model_dump_json()).encode()).hexdigest()
         with fail_closed("clip"):
-            self._check_golden()
+            self._check_golden(golden_cosine)
 
     @classmethod
-    def load(cls, folder: Path, image: Engine, text: Engine, tokenize: Tokenize) -> ClipModel:
+    def load(cls, folder: Path, image: Engine, text: Engine, tokenize: Tokenize, **rest: Any) -> ClipModel:
         """Reads the folder's JSON files and checks both towers against the golden embeddings.
 
-        `tokenize` maps N texts to int64 ids (N, context_length). Raises `SafetyUnavailable`.
+        `tokenize` maps N texts to int64 ids (N, context_length); `rest`: see the constructor. Raises `SafetyUnavailable`.
         """
-        return cls(image, text, tokenize, read_preprocess(folder), _read(folder, "golden.json", Golden))
+        return cls(image, text, tokenize, read_preprocess(folder), read_golden(folder), **rest)
 
     def embed_image(self, image: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Unit embedding (D,) of one uint8 RGB picture (H, W, 3). Raises `SafetyUnavailable` for any other array."""
@@ -132,7 +110,7 @@ class ClipModel:
         require(ids.dtype == np.int64 and ids.shape == expected, f"the CLIP tokenizer gave {ids.dtype} {ids.shape}, not int64 {expected}")
         return _unit(self._text.run({"input_ids": ids})["text_embeds"], len(texts), len(self.golden.text.embedding))
 
-    def _check_golden(self) -> None:
+    def _check_golden(self, least: float) -> None:
         side = self.preprocess.image_size
         noise = np.random.Generator(np.random.PCG64(self.golden.image.seed)).integers(0, 256, (side, side, 3), dtype=np.uint8)
         towers = (
@@ -142,37 +120,65 @@ class ClipModel:
         for tower, got, stored in towers:
             want = np.asarray(stored, np.float64)
             cosine = float(got @ want / np.linalg.norm(want))
-            require(cosine >= GOLDEN_COSINE, f"the CLIP {tower} tower does not give its golden embedding: cosine {cosine:.4f}")
+            require(cosine >= least, f"the CLIP {tower} tower does not give its golden embedding: cosine {cosine:.4f}")
 
 
 class ClipFilter:
-    """Scores pictures for the policy's concepts.
+    """Scores pictures for the policy's concepts. An `ImageDetector`; safe to share between threads.
 
-    The score of a category is the mass on its concepts of softmax(logit_scale · cosine) over all texts: every concept of every category,
-    and the benign `vocabulary` (all names that the model knows, where that is known; else a general list). A text that is both counts as a
-    concept. Thresholds are thus probabilities, whatever the scale of the model's cosines.
+    The score of a category is the mass on its concepts of softmax(logit_scale · (cosine + offset)) over all texts: every concept of every
+    category, and the benign `vocabulary` (all names that the model knows, where that is known; else a general list). A text that is both
+    counts as a concept. Thresholds are thus probabilities, whatever the scale of the model's cosines.
     """
 
     name = "clip"
 
     def __init__(
-        self, model: ClipModel, concepts: Mapping[str, Sequence[str]], vocabulary: Sequence[str] = (), cache_folder: Path | None = None
+        self,
+        model: ClipModel,
+        concepts: Mapping[str, Sequence[str]],
+        vocabulary: Sequence[str] = (),
+        cache_folder: Path | None = None,
+        calibration: Mapping[str, float] | None = None,
     ) -> None:
-        """`concepts`: category → concept texts. `cache_folder` keeps text embeddings between runs. Raises `SafetyUnavailable`."""
+        """`concepts`: category → concept texts. `calibration`: concept → offset, added to its cosine (0 where it has none).
+
+        `cache_folder` keeps text embeddings between runs: those of the vocabulary under any policy, those of a policy's concepts until one
+        of them changes. Raises `SafetyUnavailable`.
+        """
         require(bool(concepts) and all(concepts.values()), "the image check was given no concepts")
-        own = [text for group in concepts.values() for text in group]
-        known = {_key(text) for text in own}
-        benign = [text for text in (vocabulary or contrast()) if _key(text) and _key(text) not in known]
-        self._texts = tuple({_key(text): text for text in (*own, *benign)}.values())
-        place = {_key(text): i for i, text in enumerate(self._texts)}
+        own = tuple({_key(text): text for group in concepts.values() for text in group}.values())
+        place = {_key(text): i for i, text in enumerate(own)}
+        benign = tuple({_key(text): text for text in (vocabulary or contrast()) if _key(text)}.values())
+        kept = [i for i, text in enumerate(benign) if _key(text) not in place]
+        self._texts = (*own, *(benign[i] for i in kept))
         self._members = {name: np.array(sorted({place[_key(text)] for text in group})) for name, group in concepts.items()}
-        self._model = model
-        templates = PLAIN if vocabulary else TEMPLATES
+        self._offsets = _offsets(calibration or {}, place, len(self._texts))
+        self._model, self.model_sha256 = model, model.sha256
         with fail_closed(self.name):
-            identity = model.golden.model_dump_json() + model.preprocess.model_dump_json() + repr(templates)
-            self._bank = cached_embeddings(
-                lambda texts: model.embed_concepts(texts, templates), self._texts, identity, cache_folder, probes=len(known)
-            )
+            rows = self._embedded(own, PLAIN if vocabulary else TEMPLATES, cache_folder, len(own))
+            others = self._embedded(benign, PLAIN if vocabulary else TEMPLATES, cache_folder, 0) if kept else rows[:0]
+            self._bank = np.concatenate([rows, others[kept]]) if kept else rows
+
+    def _embedded(self, texts: Sequence[str], templates: Sequence[str], folder: Path | None, probes: int) -> NDArray[np.float32]:
+        model = self._model
+        identity = model.golden.model_dump_json() + model.preprocess.model_dump_json() + repr(templates)
+        return cached_embeddings(lambda some: model.embed_concepts(some, templates), texts, identity, folder, probes)
+
+    @property
+    def categories(self) -> tuple[str, ...]:
+        return tuple(self._members)
+
+    @property
+    def domain(self) -> str:
+        """What pictures the CLIP knows: `general`, or the name of a narrow set such as `emoji`."""
+        return self._model.preprocess.domain
+
+    def observe(self, image: NDArray[np.uint8]) -> Observation:
+        """One signal a category, whatever its score; its evidence is the likeliest concept. Raises `SafetyUnavailable`."""
+        began = time.perf_counter()
+        signals = tuple(Signal(name, "clip_concept", found.score, found.concept) for name, found in self.score(image).items())
+        return Observation(self.name, self.model_sha256, signals, (time.perf_counter() - began) * 1000)
 
     def score(self, image: NDArray[np.uint8]) -> dict[str, ConceptScore]:
         """The score of every category, and its likeliest concept. Raises `SafetyUnavailable`."""
@@ -185,23 +191,22 @@ class ClipFilter:
 
     def probabilities(self, image: NDArray[np.uint8]) -> NDArray[np.float64]:
         """The softmax over all texts (N,)."""
-        logits = self._model.preprocess.logit_scale * (self._bank.astype(np.float64) @ self._model.embed_image(image))
+        cosines = self._bank.astype(np.float64) @ self._model.embed_image(image)
+        logits = self._model.preprocess.logit_scale * (cosines + self._offsets)
         weights = np.exp(logits - logits.max())
         mass: NDArray[np.float64] = weights / weights.sum()
         require(bool(np.isfinite(mass).all()), "the CLIP scores are not finite")
         return mass
 
 
-def read_preprocess(folder: Path) -> Preprocess:
-    """The CLIP folder's `preprocess.json`. Raises `SafetyUnavailable`."""
-    return _read(folder, "preprocess.json", Preprocess)
-
-
-def require_picture(image: Any) -> None:
-    """Raises `SafetyUnavailable` unless `image` is a uint8 RGB array (H, W, 3): detectors see what they were trained on, never a guess."""
-    require(isinstance(image, np.ndarray), f"a picture to check must be an array, not {type(image).__name__}")
-    require(image.dtype == np.uint8, f"a picture to check must be uint8, not {image.dtype}")
-    require(image.ndim == 3 and image.shape[2] == 3 and image.size > 0, f"a picture to check must be (H, W, 3), not {image.shape}")
+def _offsets(calibration: Mapping[str, float], place: Mapping[str, int], count: int) -> NDArray[np.float64]:
+    """The offset of each text. Raises `SafetyUnavailable` for one that is no concept's, or no number."""
+    offsets = np.zeros(count)
+    for text, offset in calibration.items():
+        require(_key(text) in place, "the calibration names a text that is no concept")
+        offsets[place[_key(text)]] = offset
+    require(bool(np.isfinite(offsets).all()), "the calibration holds an offset that is no number")
+    return offsets
 
 
 def square(image: NDArray[np.uint8], preprocess: Preprocess) -> NDArray[np.uint8]:
@@ -223,8 +228,8 @@ def square(image: NDArray[np.uint8], preprocess: Preprocess) -> NDArray[np.uint8
 
 def pixel_values(image: NDArray[np.uint8], preprocess: Preprocess) -> NDArray[np.float32]:
     """A uint8 picture (S, S, 3) as the image tower's input: float32 (1, 3, S, S), (x / 255 - mean) / std."""
-    scaled = (image.astype(np.float32) / 255 - np.array(preprocess.mean, np.float32)) / np.array(preprocess.std, np.float32)
-    return np.ascontiguousarray(scaled.transpose(2, 0, 1)[None], np.float32)
+    mean, std = np.array(preprocess.mean, np.float32), np.array(preprocess.std, np.float32)
+    return planes((image.astype(np.float32) / np.float32(255) - mean) / std)
 
 
 @cache
@@ -244,14 +249,3 @@ def _unit(rows: NDArray[Any], count: int, dimensions: int) -> NDArray[np.float32
 
 def _key(text: str) -> str:
     return " ".join(text.casefold().split())
-
-
-_M = TypeVar("_M", bound=BaseModel)
-
-
-def _read(folder: Path, name: str, model: type[_M]) -> _M:
-    """The JSON file, checked. Raises `SafetyUnavailable` where it is missing or says anything else than it should."""
-    path = folder / name
-    require(path.is_file(), f"the CLIP folder lacks {name}")
-    with fail_closed(f"clip: {name}"):
-        return model.model_validate_json(path.read_bytes())

@@ -1,13 +1,12 @@
 """The gate: prompt and picture in, decision out. Fails closed: a check that cannot run raises `SafetyUnavailable` and decides nothing.
 
-Rendering anew where a decision says `regenerate` is the press's loop. Knows nothing of pipelines, files or signatures.
+Rendering anew where a decision says `regenerate` is the press's loop; writing decisions down is the audit log's work. Knows nothing of
+pipelines, files or signatures.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -15,75 +14,103 @@ from numpy.typing import NDArray
 from PIL import Image
 from PIL import ImageFilter as PillowFilter
 
-from platemark.errors import SafetyUnavailable
-from platemark.runtime.bundle import Bundle
-from platemark.runtime.engine import Engine
+from platemark.errors import InputError, SafetyUnavailable
 from platemark.runtime.render import check_render
-from platemark.safety.clip import FILES as CLIP_FILES
-from platemark.safety.clip import ClipFilter, ClipModel, ConceptScore, ImageFilter, Tokenize, read_preprocess, require_picture
-from platemark.safety.closed import fail_closed, require
-from platemark.safety.decision import Action, Decision, Reason, Stage
-from platemark.safety.policy import ImageRule, Policy
-from platemark.safety.prompt import DETECTOR, PromptCheck
+from platemark.safety.clip import require_picture
+from platemark.safety.closed import REMEDY, require
+from platemark.safety.decision import Action, Decision, Severity, Stage
+from platemark.safety.policy_model import DetectorRule, Policy
+from platemark.safety.rules import Case, Look, decide
+from platemark.safety.signals import ImageDetector, PromptDetector, PromptKind
+from platemark.safety.watch import D, Watch, Watched
 
+ALWAYS_PROMPT = ("lexicon",)  # what the locked rules stand on: without them there is no gate
+ALWAYS_IMAGE = ("nsfw", "face")
+PROMPT_DETECTORS = ("lexicon", "classifier", "semantic")
+IMAGE_DETECTORS = ("nsfw", "face", "opennsfw", "clip", "sd_safety_checker")
+MAX_CONSENT = 200  # characters of a consent reference
 _BLUR = 1 / 12  # Gaussian radius as a share of the longer side: the gist of the colours stays, shapes do not
 
 
 class Gate:
-    """The checks of one policy. Stateless after construction, so safe to share between threads."""
+    """The checks of one policy. Holds no request, so safe to share between threads."""
 
-    def __init__(self, policy: Policy, image_filter: ImageFilter | None = None) -> None:
-        """Raises `SafetyUnavailable` where the policy wants pictures checked and there is nothing to check them with."""
-        if policy.image_checks and image_filter is None:
-            raise SafetyUnavailable(
-                f"the policy '{policy.id}' needs an image check, and there is no image filter",
-                "put an open_clip folder at clip/ in the checkpoint and rebuild, or use a policy with image_checks = false",
-            )
-        self.policy = policy
-        self._filter = image_filter
-        with fail_closed(DETECTOR):
-            self._words = PromptCheck(policy) if policy.prompt_checks else None
+    def __init__(
+        self,
+        policy: Policy,
+        prompt_detectors: Sequence[PromptDetector],
+        image_detectors: Sequence[ImageDetector] | None,
+        unchecked: Sequence[str] = (),
+    ) -> None:
+        """`image_detectors` None: a gate for texts alone, which refuses every picture.
 
-    def check_prompt(self, prompt: str, negative_prompt: str = "") -> Decision:
-        """Decides on the prompt and the negative prompt together; an empty prompt is the caller's to refuse.
+        `unchecked`: what the policy asks for and accepts that nobody checks here; every decision on a picture states it.
 
-        The stage is `negative_prompt` where only the negative prompt makes the decision as strict as it is.
+        Raises `SafetyUnavailable` where a detector is missing that the policy requires or a locked rule stands on, where two have one
+        name, and where a detector's model is not the one that the policy names.
         """
-        if self._words is None:
-            return self._decide("prompt", [_off("prompt_checks")], {})
-        with fail_closed(DETECTOR):
-            require(isinstance(prompt, str) and isinstance(negative_prompt, str), "a prompt to check must be text")
-            found = self._words.prompt_reasons(prompt)
-            negative = self._words.negative_reasons(negative_prompt)
-        scores = dict.fromkeys(self._words.categories, 0.0) | {reason.category: 1.0 for reason in found + negative}
-        stage: Stage = "negative_prompt" if _strictest(negative).rank > _strictest(found).rank else "prompt"
-        return self._decide(stage, found + negative, scores)
+        self.policy, self.unchecked = policy, tuple(unchecked)
+        _require_all(policy, prompt_detectors, image_detectors)
+        self._sees = image_detectors is not None
+        self._prompt = Watch([_watched(policy, detector, explicit=False) for detector in prompt_detectors])
+        self._image = Watch([_watched(policy, detector, explicit=True) for detector in image_detectors or ()])
 
-    def check_image(self, image: NDArray[np.uint8]) -> Decision:
-        """Decides on one picture, uint8 RGB (H, W, 3).
+    @property
+    def detectors(self) -> dict[str, str]:
+        """The detectors in force and the sha256 of their models."""
+        both: tuple[Watched[Any], ...] = (*self._prompt.watched, *self._image.watched)
+        return {one.detector.name: one.detector.model_sha256 for one in both}
+
+    def check_prompt(
+        self, prompt: str, negative_prompt: str = "", *, extra: Sequence[str] = (), input_image: bool = False, consent: str | None = None
+    ) -> Decision:
+        """Decides on the texts of a request together; an empty prompt is the caller's to refuse.
+
+        `extra`: texts that are put behind the prompt (a style preset's): looked at with the prompt as one text. `input_image`: whether the
+        request brings a picture. The stage is `negative_prompt` where that alone makes the decision as strict as it is.
+        Raises `SafetyUnavailable`, and `InputError` for a consent reference that is none.
+        """
+        texts = (prompt, negative_prompt, *extra)
+        require(all(isinstance(text, str) for text in texts), "a prompt to check must be text")
+        asked: list[tuple[str, PromptKind]] = [(prompt, "prompt")]
+        asked += [(", ".join((prompt, *extra)), "prompt")] if extra else []
+        asked += [(negative_prompt, "negative_prompt")] if negative_prompt.strip() else []
+        looks = tuple(look for text, kind in asked for look in self._read(text, kind))
+        return decide(self.policy, Case("prompt", looks, input_image=input_image, consent=checked_consent(consent)))
+
+    def check_input_image(self, image: NDArray[np.uint8], consent: str | None = None, *earlier: Decision) -> Decision:
+        """Decides on a picture that the request brings, uint8 RGB (H, W, 3), in the light of `earlier` decisions on the same request.
+
+        Raises `SafetyUnavailable`, and `InputError` for a consent reference that is none.
+        """
+        looks = self._see(image, "input_image")
+        case = Case("input_image", looks, _carried(earlier), True, checked_consent(consent), self.unchecked)
+        return decide(self.policy, case)
+
+    def check_output_image(self, image: NDArray[np.uint8], *earlier: Decision) -> Decision:
+        """Decides on one rendered picture, uint8 RGB (H, W, 3), in the light of the request's `earlier` decisions.
 
         Raises `SafetyUnavailable` (not such an array; a detector that fails or says something that is no score) and `RenderError` (as
         good as one colour all over: no picture).
         """
         require_picture(image)
         check_render(image)
-        if not self.policy.image_checks or self._filter is None:
-            return self._decide("output_image", [_off("image_checks")], {})
-        with fail_closed(self._filter.name):
-            scores = self._filter.score(image)
-            rules = self.policy.image_rules
-            reasons = [_concept(name, rule, _scored(scores, name), self._filter.name) for name, rule in rules.items()]
-        return self._decide("output_image", [r for r in reasons if r.score >= r.threshold], {r.category: r.score for r in reasons})
+        looks = self._see(image, "output_image")
+        brought = any(decision.input_image for decision in earlier)
+        consent = next((decision.consent for decision in earlier if decision.consent), None)
+        return decide(self.policy, Case("output_image", looks, _carried(earlier), brought, consent, self.unchecked))
 
-    def _decide(self, stage: Stage, reasons: Sequence[Reason], scores: dict[str, float]) -> Decision:
-        return Decision(
-            stage=stage,
-            action=_strictest(reasons),
-            reasons=tuple(reasons),
-            scores=scores,
-            policy_id=self.policy.id,
-            policy_sha256=self.policy.sha256,
-        )
+    def _read(self, text: str, kind: PromptKind) -> tuple[Look, ...]:
+        seen = self._prompt.look(lambda detector: detector.observe(text, kind))
+        return tuple(Look(one, w.detector.categories, kind) for one, w in zip(seen, self._prompt.watched, strict=True))
+
+    def _see(self, image: NDArray[np.uint8], stage: Stage) -> tuple[Look, ...]:
+        require(self._sees, "this gate was made for texts alone")
+        require_picture(image)
+        frozen = np.ascontiguousarray(image).copy()
+        frozen.setflags(write=False)  # a detector that scribbles on its input must not change what is released, nor what others see
+        seen = self._image.look(lambda detector: detector.observe(frozen))
+        return tuple(Look(one, w.detector.categories, stage) for one, w in zip(seen, self._image.watched, strict=True))
 
 
 def apply_action(image: NDArray[np.uint8], decision: Decision) -> NDArray[np.uint8] | None:
@@ -97,81 +124,56 @@ def apply_action(image: NDArray[np.uint8], decision: Decision) -> NDArray[np.uin
     return np.asarray(Image.fromarray(np.ascontiguousarray(image)).filter(PillowFilter.GaussianBlur(radius)))
 
 
-def gate_for_clip(
-    policy: Policy,
-    folder: Path,
-    image: Engine,
-    text: Engine,
-    tokenize: Tokenize,
-    vocabulary: Sequence[str] = (),
-    cache_folder: Path | None = None,
-) -> Gate:
-    """The gate with a CLIP folder's towers (compiled engines) as its image filter; nothing is loaded where the policy checks no pictures.
-
-    `vocabulary`: the names that the CLIP knows, where that is known. Raises `SafetyUnavailable`.
-    """
-    if not policy.image_checks:
-        return Gate(policy)
-    concepts = {name: rule.concepts for name, rule in policy.image_rules.items()}
-    return Gate(policy, ClipFilter(ClipModel.load(folder, image, text, tokenize), concepts, vocabulary, cache_folder))
+def checked_consent(consent: str | None) -> str | None:
+    """A consent reference as it may stand in a record: one line of 1 to `MAX_CONSENT` printable characters. Raises `InputError`."""
+    if consent is None:
+        return None
+    fits = isinstance(consent, str) and consent == consent.strip() and 0 < len(consent) <= MAX_CONSENT and consent.isprintable()
+    if not fits:
+        remedy = f"give 1 to {MAX_CONSENT} characters, such as a case number"
+        raise InputError("the consent reference is not one line of printable text", remedy)
+    return consent
 
 
-def gate_for_bundle(policy: Policy, bundle: Bundle, vocabulary: Sequence[str] | None = None, cache_folder: Path | None = None) -> Gate:
-    """The gate with an opened bundle's CLIP (`clip_image`, `clip_text` and the files in `clip/`), compiled by ONNX Runtime.
-
-    Every file that it reads is one that the bundle lists, hence was hash-checked when it was opened. `vocabulary` None: the bundle's own
-    names. `cache_folder` keeps the text embeddings, which are most of the loading time. Raises `BundleError` (a file that is there but not
-    listed, names that cannot be read) and `SafetyUnavailable` (no CLIP, which only a policy without image checks accepts; one that fails).
-    """
-    if "clip_image" not in bundle.manifest.components or not policy.image_checks:
-        return Gate(policy)
-    from platemark.runtime.tokenizer import FILES as TOKENIZER_FILES
-
-    folder = bundle.folder("clip", (*CLIP_FILES, *TOKENIZER_FILES))
-    graphs = [bundle.file(bundle.component(name).graph) for name in ("clip_image", "clip_text")]
-    names = bundle.names() if vocabulary is None else vocabulary
-    return _compiled(policy, folder, graphs, names, cache_folder)
+def _carried(earlier: Sequence[Decision]) -> dict[str, Severity]:
+    """The gravest severity per category and tag over earlier decisions."""
+    carried: dict[str, Severity] = {}
+    for decision in earlier:
+        for name, severity in decision.seen.items():
+            carried[name] = max(severity, carried.get(name, Severity.NONE), key=lambda s: s.rank)
+    return carried
 
 
-def _compiled(policy: Policy, folder: Path, graphs: Sequence[Path], vocabulary: Sequence[str], cache_folder: Path | None) -> Gate:
-    with fail_closed("clip"):
-        from platemark.runtime.backends.onnxruntime import compile_graph
-        from platemark.runtime.tokenizer import Tokenizer
-
-        tokenizer = Tokenizer.load(folder, read_preprocess(folder).context_length)
-        image, text = (compile_graph(graph) for graph in graphs)
-    return gate_for_clip(policy, folder, image, text, tokenizer.encode_batch, vocabulary, cache_folder)
+def _rules(policy: Policy) -> dict[str, DetectorRule]:
+    return {rule.name: rule for rule in policy.detectors}
 
 
-def _concept(category: str, rule: ImageRule, found: ConceptScore, detector: str) -> Reason:
-    return Reason(
-        category=category,
-        code="clip_concept",
-        detector=detector,
-        score=found.score,
-        threshold=rule.threshold,
-        action=rule.action,
-        evidence=found.concept,
-    )
+def _named(policy: Policy) -> list[str]:
+    """Every detector that a policy names: those it wants, and those that it gives a threshold of their own."""
+    stages = (rule for c in policy.categories.values() for rule in (c.prompt, c.input_image, c.output_image) if rule)
+    return [*_rules(policy), *(name for rule in stages for name in rule.thresholds)]
 
 
-def _scored(scores: Mapping[str, ConceptScore], category: str) -> ConceptScore:
-    """The category's score, where it is one: a finite number in [0, 1]."""
-    require(category in scores, f"the image filter gave no score for '{category}'")
-    value: Any = scores[category].score
-    require(
-        isinstance(value, float) and math.isfinite(value) and 0 <= value <= 1,
-        f"the image filter's score for '{category}' is no probability",
-    )
-    return scores[category]
+def _require_all(policy: Policy, prompt: Sequence[PromptDetector], image: Sequence[ImageDetector] | None) -> None:
+    detectors: tuple[PromptDetector | ImageDetector, ...] = (*prompt, *(image or ()))
+    there = {detector.name: detector for detector in detectors}
+    require(len(there) == len(detectors), "two detectors have one name")
+    wanted = {*ALWAYS_PROMPT, *ALWAYS_IMAGE, *(rule.name for rule in policy.detectors if rule.required)}
+    for name in sorted(wanted if image is not None else wanted - set(IMAGE_DETECTORS)):
+        if name not in there:
+            raise SafetyUnavailable(
+                f"the policy '{policy.id}' needs the detector '{name}', which is not there",
+                "install the extra that brings it, use a bundle that carries it, or take it off the policy's detectors",
+            )
+    stranger = next((name for name in _named(policy) if name not in (*there, *PROMPT_DETECTORS, *IMAGE_DETECTORS)), None)
+    if stranger is not None:  # also where it need not be there: a slip of the pen must not leave a check out
+        names = ", ".join((*PROMPT_DETECTORS, *IMAGE_DETECTORS))
+        raise SafetyUnavailable(f"the policy '{policy.id}' names the detector '{stranger}', which nobody knows", f"use one of {names}")
+    for name, rule in _rules(policy).items():
+        if name in there and rule.sha256 is not None and there[name].model_sha256 != rule.sha256:
+            raise SafetyUnavailable(f"the model of the detector '{name}' is not the one that the policy '{policy.id}' names", REMEDY)
 
 
-def _off(key: str) -> Reason:
-    """States in the decision that the policy leaves this check out."""
-    return Reason(
-        category="policy", code="checks_off", detector="gate", score=1.0, threshold=1.0, action=Action.ALLOW, evidence=f"{key} = false"
-    )
-
-
-def _strictest(reasons: Sequence[Reason]) -> Action:
-    return max((reason.action for reason in reasons), key=lambda action: action.rank, default=Action.ALLOW)
+def _watched(policy: Policy, detector: D, *, explicit: bool) -> Watched[D]:
+    rule: Any = _rules(policy).get(detector.name)
+    return Watched(detector, rule.timeout_seconds if rule and rule.timeout_seconds else policy.timeout_seconds, explicit)

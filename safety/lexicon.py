@@ -1,114 +1,182 @@
-"""The built-in word lists, and how a list of phrases is looked for in a text. Knows no policy and no actions.
+"""The built-in word lists, and how their phrases are looked for in a text. Knows no policy, no rules and no actions.
 
-`data/lexicon.toml` holds, per category, the terms, the phrases inside which a term means nothing (`exceptions`), and the words whose
-absence asks for the category (`negative_terms`, looked for in the negative prompt); named `lists`; and `rules`, which find a word of
-one list near a word of another.
+`data/words/<language>.txt` holds lists of phrases: a line `= name` begins a list, phrases stand between commas. `terms.<category>` mean
+the category by themselves, inside `exceptions.<category>` a term means nothing, `negative.<category>` are words whose absence asks for
+the category, and every other list is a concept that rules combine (`platemark.safety.intent`). `word*` matches a beginning, `*word` an
+end, `*word*` any part of a word; plurals in -s, -es and -ies are found by themselves. Chinese and Japanese phrases match anywhere.
+
+One pass over the words of a text finds every phrase of every list: each word is looked up by its beginnings and ends in one table.
 """
 
 from __future__ import annotations
 
+import hashlib
 import re
-import tomllib
-from collections.abc import Iterable
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
 from functools import cache
 from importlib.resources import files
+from typing import NamedTuple
 
-from pydantic import BaseModel, ConfigDict, Field
+from platemark.safety.normalize import as_latin, collapse, fold, plain
 
-from platemark.safety.normalize import Views, plain
-
-_MIN_SPELLED = 4  # letters of a term that is looked for inside a longer spelled-out run
-
-
-class _Model(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Entry(_Model):
-    """The built-in words of one category."""
-
-    terms: tuple[str, ...] = Field(min_length=1)
-    exceptions: tuple[str, ...] = ()
-    negative_terms: tuple[str, ...] = ()
+LANGUAGES = ("en", "de", "fr", "es", "it", "pt", "ru", "zh", "ja")
+POLICY = "policy"  # stands for the language of an operator's own phrases
+_LONGEST = 28  # letters of a beginning or an end that is looked up
+_IDEOGRAPHS = "\u3005\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff"
+_WORD = re.compile(rf"[{_IDEOGRAPHS}]|[^\W{_IDEOGRAPHS}]+")
+_PATTERN = re.compile(rf"[{_IDEOGRAPHS}]|[^\W{_IDEOGRAPHS}]*\*?[^\W{_IDEOGRAPHS}]+\*?")
 
 
-class Rule(_Model):
-    """A word of the list `first` with one of the list `second` at most `window` words on (0: anywhere, in any order)."""
+class Hit(NamedTuple):
+    """A phrase of a list in a text: words `start` up to, not including, `end`."""
 
-    name: str
-    category: str
-    first: str
-    second: str
-    window: int = Field(ge=0)
+    label: str
+    language: str
+    start: int
+    end: int
+    phrase: str
 
 
-class Lexicon(_Model):
-    """The whole data file."""
+class Entry(NamedTuple):
+    """One phrase of a list: its words as patterns, and how the list spells it."""
 
-    categories: dict[str, Entry]
-    lists: dict[str, tuple[str, ...]]
-    rules: tuple[Rule, ...]
+    words: tuple[str, ...]
+    label: str
+    language: str
+    phrase: str
+
+
+class Finder:
+    """Finds the phrases of many lists in one pass. Immutable after construction, so safe to share between threads."""
+
+    def __init__(self, entries: Iterable[Entry]) -> None:
+        table: dict[str, list[Entry]] = defaultdict(list)
+        for entry in entries:
+            table[entry.words[0]].append(entry)
+        self._table = dict(table)
+        self._inside = [key for key in table if len(key) > 2 and key[0] == "*" == key[-1]]
+
+    def find(self, text: str) -> list[Hit]:
+        """Every phrase in `text` (a plain form), in order of appearance; phrases may overlap."""
+        tokens = words_of(text)
+        known: dict[str, list[Entry]] = {}
+        hits = []
+        for start, token in enumerate(tokens):
+            if token not in known:
+                known[token] = [entry for key in self._keys(token) for entry in self._table.get(key, ())]
+            for entry in known[token]:
+                end = start + len(entry.words)
+                if len(entry.words) == 1 or _fits(entry.words, tokens[start:end]):
+                    hits.append(Hit(entry.label, entry.language, start, end, entry.phrase))
+        return hits
+
+    def _keys(self, token: str) -> Iterator[str]:
+        yield from dict.fromkeys((token, *_singulars(token)))
+        size = min(len(token), _LONGEST)
+        for length in range(2, size + 1):
+            yield token[:length] + "*"
+            yield "*" + token[-length:]
+        for key in self._inside:
+            if key[1:-1] in token:
+                yield key
+
+
+def words_of(text: str) -> list[str]:
+    """The words of a plain form; each Chinese or Japanese character counts as one."""
+    return _WORD.findall(text)
+
+
+def _fits(patterns: tuple[str, ...], tokens: list[str]) -> bool:
+    return len(patterns) == len(tokens) and all(_matches(p, t) for p, t in zip(patterns[1:], tokens[1:], strict=True))
+
+
+def _matches(pattern: str, token: str) -> bool:
+    if pattern == token:
+        return True
+    if "*" not in pattern:
+        return pattern in _singulars(token)
+    body = pattern.strip("*")
+    if pattern[0] == "*" == pattern[-1]:
+        return body in token
+    return token.endswith(body) if pattern[0] == "*" else token.startswith(body)
+
+
+def _singulars(token: str) -> tuple[str, ...]:
+    """What `token` may be the plural of."""
+    if len(token) < 4 or token[-1] != "s":
+        return ()
+    if token.endswith("ies"):
+        return token[:-1], token[:-3] + "y"
+    if token.endswith("ves"):
+        return token[:-1], token[:-3] + "f", token[:-3] + "fe"
+    return (token[:-1], token[:-2]) if token.endswith("es") else (token[:-1],)
 
 
 @cache
-def base_lexicon() -> Lexicon:
-    """The word lists that come with Platemark; read once, at first use."""
-    return Lexicon.model_validate(tomllib.loads(files("platemark.safety").joinpath("data", "lexicon.toml").read_text(encoding="utf-8")))
+def base_entries() -> tuple[Entry, ...]:
+    """Every phrase of the word lists that come with Platemark; read once, at first use."""
+    return tuple(entry for language in LANGUAGES for entry in _entries(language, _read(language)))
 
 
-def inflections(phrase: str) -> tuple[str, ...]:
-    """`phrase` in its plain form, and its plural."""
-    base = plain(phrase)
-    if re.search(r"[^aeiou]y$", base):
-        return base, base[:-1] + "ies"
-    if base.endswith("fe"):
-        return base, base[:-2] + "ves"
-    if re.search(r"(s|x|z|ch|sh)$", base):
-        return base, base + "es"
-    return base, base + "s"
+@cache
+def base_finder() -> Finder:
+    """Finds the built-in phrases."""
+    return Finder(base_entries())
 
 
-class Phrases:
-    """Finds phrases at word borders, in the singular and the plural, in every reading of a text."""
-
-    def __init__(self, phrases: Iterable[str]) -> None:
-        self._source = {form: phrase for phrase in phrases for form in inflections(phrase)}
-        longest_first = sorted(self._source, key=len, reverse=True)
-        self._pattern = re.compile(rf"(?<!\w)(?:{'|'.join(map(re.escape, longest_first))})(?!\w)" if longest_first else r"(?!)")
-        self._spellable = [form for form in longest_first if " " not in form and len(form) >= _MIN_SPELLED]
-
-    def find(self, text: str) -> list[str]:
-        """The phrases of the list, as the list spells them, that stand in `text` (a plain form)."""
-        return [self._source[match.group()] for match in self._pattern.finditer(text)]
-
-    def find_spelled(self, runs: Iterable[str]) -> list[str]:
-        """The one-word phrases that stand inside words spelled letter by letter."""
-        return [self._source[form] for run in runs for form in self._spellable if form in run]
-
-    def blank(self, text: str) -> str:
-        """`text` with every phrase of the list replaced by a border that no phrase reaches across."""
-        return self._pattern.sub("|", text)
-
-    def places(self, text: str) -> list[tuple[int, int]]:
-        """First and last word number of every phrase in `text`."""
-        found, word, seen = [], 0, 0
-        for match in self._pattern.finditer(text):
-            word += text.count(" ", seen, match.start())
-            seen = match.start()
-            found.append((word, word + match.group().count(" ")))
-        return found
+@cache
+def collapsed_finder() -> Finder:
+    """Finds the built-in phrases in a text without doubled letters; built at the first text that repeats letters."""
+    return Finder(Entry(tuple(map(collapse, e.words)), e.label, e.language, e.phrase) for e in base_entries())
 
 
-def near(first: Phrases, second: Phrases, window: int, text: str) -> bool:
-    """Whether a phrase of `first` is followed by one of `second` at most `window` words on (0: anywhere, in any order)."""
-    starts, ends = first.places(text), second.places(text)
-    if not window:
-        return bool(starts and ends)
-    begins = {begin for begin, _ in ends}
-    return any(end + step in begins for _, end in starts for step in range(1, window + 1))
+@cache
+def lexicon_sha256() -> str:
+    """The sha256 over the built-in data files, hex."""
+    digest = hashlib.sha256()
+    for name in (*(f"words/{language}.txt" for language in LANGUAGES), "rules.toml", "persons.txt", "confusables.txt"):
+        digest.update(files("platemark.safety").joinpath("data", *name.split("/")).read_bytes())
+    return digest.hexdigest()
 
 
-def found_in(phrases: Phrases, seen: Views) -> list[str]:
-    """Every phrase found in any reading, once, in order of appearance."""
-    hits = [hit for text in seen.texts for hit in phrases.find(text)]
-    return list(dict.fromkeys(hits + phrases.find_spelled(seen.runs)))
+def phrase_entries(label: str, phrases: Iterable[str]) -> list[Entry]:
+    """Entries of an operator's own phrases, which are taken literally."""
+    split = ((phrase, tuple(words_of(plain(phrase)))) for phrase in phrases)
+    return [Entry(words, label, POLICY, phrase) for phrase, words in split if words]
+
+
+def _read(language: str) -> str:
+    return files("platemark.safety").joinpath("data", "words", f"{language}.txt").read_text(encoding="utf-8")
+
+
+def _entries(language: str, text: str) -> Iterator[Entry]:
+    """The phrases of one file. It is normalised as a whole, since thousands of small calls would take long."""
+    raw = [line for line in text.splitlines() if line and line[0] != "#"]
+    shape = _ideograph_shape if language in ("zh", "ja") else _letter_shape
+    label = ""
+    for line, shown in zip(fold("|".join(raw), keep="*,=|.").split("|"), raw, strict=True):
+        if shown[0] == "=":
+            label = shown[1:].strip()
+            continue
+        for phrase, name in zip(line.split(","), shown.split(","), strict=True):
+            for words in shape(phrase):
+                yield Entry(words, label, language, name.strip())
+
+
+def _ideograph_shape(phrase: str) -> Iterable[tuple[str, ...]]:
+    words = tuple(_PATTERN.findall(phrase))
+    return (words,) if words else ()
+
+
+def _letter_shape(phrase: str) -> Iterable[tuple[str, ...]]:
+    """How a text may show the phrase: words whose every letter looks Latin are Latin there, but a stem's own word may not be."""
+    patterns = tuple(phrase.replace(".", " ").split())
+    if not patterns or phrase.isascii():
+        return (patterns,) if patterns else ()
+    latin = tuple(as_latin(pattern) if "*" not in pattern else _latin_stem(pattern) for pattern in patterns)
+    return dict.fromkeys((tuple(p if "*" in p else q for p, q in zip(patterns, latin, strict=True)), latin))
+
+
+def _latin_stem(pattern: str) -> str:
+    return pattern.replace(pattern.strip("*"), as_latin(pattern.strip("*")))

@@ -1,27 +1,41 @@
-"""The policy file: what is checked, how strictly, and what happens then. Strict TOML: a key that is not known is refused.
+"""Reads a policy: what is checked, how strictly, and what happens then. Strict TOML: a key that is not known is refused by its name.
 
-    version = 1
+    version = 2
     id = "studio"
     fail = "closed"                     # a check that cannot run refuses the request; there is no other value
-    prompt_checks = true
-    image_checks = true
+    image_filter = "available"          # "required": no pictures from a bundle without an image filter for its domain
+    timeout_seconds = 30.0              # one look of one detector; over it the request is refused
     [provenance]
-    require_watermark = true            # false: a picture that cannot hold a mark may go out signed only, and its record says so
+    require_watermark = true
     [regenerate]
     max = 2                             # renders anew, with another seed, before the picture counts as blocked
-    [categories.weapon.prompt]
+    [audit]
     enabled = true
+    [people]
+    real_face_input = "deny"            # deny, consent (a reference must be given), allow
+    [[detectors]]
+    name = "nsfw"                       # beside those that the locked rules need anyway
+    sha256 = "…"                        # optional: the model that it must be
+    [[detectors]]
+    name = "clip"
+    path = "clip-vit-b-32"              # an exported CLIP folder beside this file; without it, the bundle's own CLIP
+    [categories.weapon.prompt]
+    threshold = 0.5                     # a score from here on is a finding
     action = "block"                    # allow (only noted), flag, block
-    base_lexicon = true                 # also use the built-in terms of the category of this name, where there are any
     terms = ["dagger"]                  # words or phrases, any case; plurals and common disguises match too
     exceptions = ["dagger fern"]        # phrases inside which a term means nothing
-    [categories.weapon.image]
-    enabled = true
+    [categories.weapon.output_image]
+    threshold = 0.5
     action = "block"                    # allow, flag, blur, regenerate, block
-    threshold = 0.5                     # in (0, 1]: probability that the picture shows one of the concepts
-    concepts = ["dagger"]
+    severity = {low = 0.3, medium = 0.6, high = 0.9}
+    concepts = ["dagger"]               # what the bundle's CLIP looks for
+    [[rules]]                           # combinations; the locked ones are built in and cannot be lifted
+    id = "armed_child"
+    all = [{signal = "weapon", at_least = "medium"}, {signal = "minor_term"}]
+    action = "block"
 
-Knows nothing about how a prompt or a picture is checked.
+`extends = "standard"` starts from a preset: tables are merged key by key, `detectors` and `rules` by name, and what the preset
+has locked can only be made stricter. platemark.safety.policy_model shows every key. Knows nothing of how a prompt or a picture is checked.
 """
 
 from __future__ import annotations
@@ -30,132 +44,23 @@ import hashlib
 import tomllib
 from importlib.resources import files
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import ValidationError
 
 from platemark.errors import PolicyError
-from platemark.safety.decision import Action
-from platemark.safety.lexicon import base_lexicon
-from platemark.safety.normalize import plain
+from platemark.safety.policy_lock import loosened
+from platemark.safety.policy_model import Policy, PolicyFile
 
 DEFAULT = "standard"
 MAX_BYTES = 1 << 20
+_BY = {"detectors": "name", "rules": "id"}  # lists that are merged entry by entry, and what names an entry
 _REMEDY = "correct the policy file; platemark.safety.policy shows every key"
-
-Phrase = Annotated[str, Field(min_length=1, max_length=200)]
-Phrases = Annotated[tuple[Phrase, ...], Field(strict=False)]
-FileAction = Annotated[Action, Field(strict=False)]  # a plain string in the file
-CategoryName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,63}$")]
-
-
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
-
-
-class PromptRule(_Strict):
-    """How prompts are checked for one category."""
-
-    enabled: bool
-    action: FileAction
-    base_lexicon: bool = True
-    terms: Phrases = ()
-    exceptions: Phrases = ()
-
-    @model_validator(mode="after")
-    def _words(self) -> PromptRule:
-        if self.action in (Action.BLUR, Action.REGENERATE):
-            raise ValueError(f"a prompt cannot be answered with '{self.action.value}': use allow, flag or block")
-        blank = [phrase for phrase in self.terms + self.exceptions if not plain(phrase)]
-        if blank:
-            raise ValueError(f"{blank[0]!r} holds no letter or digit to look for")
-        return self
-
-
-class ImageRule(_Strict):
-    """How pictures are checked for one category. `threshold`: probability mass on `concepts`, in (0, 1]."""
-
-    enabled: bool
-    action: FileAction
-    threshold: float = Field(gt=0, le=1, allow_inf_nan=False)
-    concepts: Phrases = ()
-
-    @model_validator(mode="after")
-    def _concepts(self) -> ImageRule:
-        if self.enabled and not self.concepts:
-            raise ValueError("an enabled image check needs concepts")
-        if any(not concept.strip() for concept in self.concepts):
-            raise ValueError("a concept is blank")
-        return self
-
-
-class Category(_Strict):
-    prompt: PromptRule | None = None
-    image: ImageRule | None = None
-
-    @model_validator(mode="after")
-    def _not_empty(self) -> Category:
-        if self.prompt is None and self.image is None:
-            raise ValueError("the category is empty: give it `prompt` or `image`")
-        return self
-
-
-class ProvenanceRules(_Strict):
-    require_watermark: bool
-
-
-class RegenerateRule(_Strict):
-    """`max`: how many times a picture is rendered anew before it counts as blocked."""
-
-    max: int = Field(ge=0, le=10)
-
-
-class PolicyFile(_Strict):
-    """What a policy file holds."""
-
-    version: int = Field(ge=1, le=1)
-    id: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
-    fail: Literal["closed"]
-    prompt_checks: bool
-    image_checks: bool
-    provenance: ProvenanceRules
-    regenerate: RegenerateRule
-    categories: dict[CategoryName, Category] = Field(min_length=1)
-
-    @model_validator(mode="after")
-    def _checks_have_work(self) -> PolicyFile:
-        for name, category in self.categories.items():
-            rule = category.prompt
-            if rule and rule.enabled and not rule.terms and not (rule.base_lexicon and name in base_lexicon().categories):
-                raise ValueError(f"categories.{name}.prompt is enabled but has no terms, and there is no built-in lexicon for '{name}'")
-        if self.prompt_checks and not self.prompt_rules:
-            raise ValueError("prompt_checks is on, but no category has an enabled prompt check")
-        if self.image_checks and not self.image_rules:
-            raise ValueError("image_checks is on, but no category has an enabled image check")
-        return self
-
-    @property
-    def prompt_rules(self) -> dict[str, PromptRule]:
-        """The enabled prompt checks by category, whether or not `prompt_checks` is on."""
-        return {name: c.prompt for name, c in self.categories.items() if c.prompt and c.prompt.enabled}
-
-    @property
-    def image_rules(self) -> dict[str, ImageRule]:
-        """The enabled image checks by category, whether or not `image_checks` is on."""
-        return {name: c.image for name, c in self.categories.items() if c.image and c.image.enabled}
-
-
-class Policy(PolicyFile):
-    """A policy in force. `sha256`: of the file's bytes, hex."""
-
-    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
 
 
 def presets() -> tuple[str, ...]:
     """Names of the policies that come with Platemark."""
-    return tuple(
-        sorted(f.name.removesuffix(".toml") for f in files("platemark.safety").joinpath("presets").iterdir() if f.name.endswith(".toml"))
-    )
+    return tuple(sorted(f.name.removesuffix(".toml") for f in _presets().iterdir() if f.name.endswith(".toml")))
 
 
 def load_policy(source: str | Path | None = None) -> Policy:
@@ -166,7 +71,7 @@ def load_policy(source: str | Path | None = None) -> Policy:
     """
     name = DEFAULT if source is None else str(source)
     if not isinstance(source, Path) and name in presets():
-        return parse_policy(files("platemark.safety").joinpath("presets", f"{name}.toml").read_bytes(), f"{name}.toml")
+        return parse_policy(_preset(name), f"{name}.toml")
     path = Path(name)
     try:
         with path.open("rb") as file:
@@ -176,22 +81,89 @@ def load_policy(source: str | Path | None = None) -> Policy:
         raise PolicyError(
             f"cannot read the policy {path.name!r}: {cause}", f"give a TOML file, or one of {', '.join(presets())}"
         ) from error
-    return parse_policy(data, path.name)
+    return _placed(parse_policy(data, path.name), path.parent)
 
 
 def parse_policy(data: bytes, file: str) -> Policy:
     """The policy in `data` (TOML, UTF-8). Raises `PolicyError` naming `file` and the key."""
     if len(data) > MAX_BYTES:
         raise PolicyError(f"{file} is larger than {MAX_BYTES >> 20} MiB", _REMEDY)
-    try:
-        content = tomllib.loads(data.decode("utf-8"))
-    except (ValueError, RecursionError) as error:  # TOMLDecodeError and UnicodeDecodeError are ValueErrors
-        raise PolicyError(f"{file} is not valid TOML: {_one_line(error)}", _REMEDY) from error
+    content = _toml(data, file)
+    base = _base_of(content, file)
+    policy = _checked(_resolved(content, file), _digest(data, file), file)
+    if base and (complaint := loosened(parse_policy(_preset(base), f"{base}.toml"), policy)):
+        remedy = f"the preset '{base}' has it locked: make it stricter, or write a policy without `extends`"
+        raise PolicyError(f"{file}: {complaint}", remedy)
+    return policy
+
+
+def _placed(policy: Policy, folder: Path) -> Policy:
+    """The policy with the path that it names taken from the folder of its file, wherever the program was called."""
+    rules = tuple(one if one.path is None else one.model_copy(update={"path": str(folder / one.path)}) for one in policy.detectors)
+    return policy.model_copy(update={"detectors": rules})
+
+
+def _base_of(content: dict[str, Any], file: str) -> str | None:
+    """The preset that `content` extends. Presets may extend presets; none extends itself."""
+    base = content.get("extends")
+    if base is not None and (not isinstance(base, str) or base not in presets() or f"{base}.toml" == file):
+        raise PolicyError(f"{file}: extends: there is no preset {str(base)[:40]!r} to extend", f"use one of {', '.join(presets())}")
+    return base
+
+
+def _resolved(content: dict[str, Any], file: str) -> dict[str, Any]:
+    """`content` over the preset that it extends."""
+    base = _base_of(content, file)
+    own = {key: value for key, value in content.items() if key != "extends"}
+    return own if base is None else _merged(_resolved(_toml(_preset(base), f"{base}.toml"), f"{base}.toml"), own)
+
+
+def _digest(data: bytes, file: str) -> str:
+    """sha256 over the file and, after it, each preset that it stands on."""
+    digest = hashlib.sha256(data)
+    while base := _base_of(_toml(data, file), file):
+        data, file = _preset(base), f"{base}.toml"
+        digest.update(data)
+    return digest.hexdigest()
+
+
+def _checked(content: dict[str, Any], sha256: str, file: str) -> Policy:
     try:
         checked = PolicyFile.model_validate(content)
     except ValidationError as error:
         raise PolicyError(f"{file}: {_first(error)}", _REMEDY) from error
-    return Policy(**dict(checked), sha256=hashlib.sha256(data).hexdigest())
+    return Policy(**dict(checked), sha256=sha256)
+
+
+def _toml(data: bytes, file: str) -> dict[str, Any]:
+    try:
+        return tomllib.loads(data.decode("utf-8"))
+    except (ValueError, RecursionError) as error:  # TOMLDecodeError and UnicodeDecodeError are ValueErrors
+        raise PolicyError(f"{file} is not valid TOML: {_one_line(error)}", _REMEDY) from error
+
+
+def _merged(base: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
+    """`own` over `base`: tables key by key, `detectors` and `rules` by name; all else is replaced."""
+    out = dict(base)
+    for key, value in own.items():
+        old = base.get(key)
+        if isinstance(value, dict) and isinstance(old, dict):
+            out[key] = _merged(old, value)
+        elif key in _BY and isinstance(value, list) and isinstance(old, list):
+            named = {row.get(_BY[key]) for row in value if isinstance(row, dict)}
+            out[key] = [row for row in old if row[_BY[key]] not in named] + value
+        else:
+            out[key] = value
+    return out
+
+
+def _presets() -> Any:
+    return files("platemark.safety").joinpath("presets")
+
+
+def _preset(name: str) -> bytes:
+    data: bytes = _presets().joinpath(f"{name}.toml").read_bytes()
+    return data
 
 
 def _first(error: ValidationError) -> str:

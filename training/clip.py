@@ -90,7 +90,8 @@ def save(model: nn.Module, tokenizer_dir: Path, out: Path) -> None:
         "resize_mode": "squash",
         "fill_color": 255,
     }
-    (out / "open_clip_config.json").write_text(json.dumps({"model_cfg": config, "preprocess_cfg": preprocess}, indent=2) + "\n")
+    described = {"model_cfg": config, "preprocess_cfg": preprocess, "domain": "emoji"}
+    (out / "open_clip_config.json").write_text(json.dumps(described, indent=2) + "\n")
     state = {k: v.half().contiguous() for k, v in model.state_dict().items() if k != "attn_mask"}
     save_file(state, out / "open_clip_model.safetensors", metadata={"format": "pt"})
     for file in tokenizer_dir.iterdir():

@@ -227,7 +227,7 @@ def assemble(out: Path, target: Path) -> None:
     model.load_state_dict(torch.load(out / "clip.pt", weights_only=True)["average"])
     clip.save(model, out / "tokenizer", target / "clip")
     (target / "names.txt").write_text("".join(glyph.name + "\n" for glyph in choose()), encoding="utf-8")
-    defaults = {"name": "platemark-emoji", "default_steps": 12, "default_guidance": 1.5, "output_size": [512, 512]}
+    defaults = {"name": "platemark-emoji", "default_steps": 12, "default_guidance": 1.5, "output_size": [512, 512], "domain": "emoji"}
     (target / "platemark.json").write_text(json.dumps(defaults, indent=2) + "\n")
 
 

@@ -10,7 +10,22 @@ import json
 
 from platemark.provenance.record import Facts
 
-_SAMPLERS = {"euler": "Euler", "ddim": "DDIM", "dpm++2m": "DPM++ 2M"}
+_SAMPLERS = {
+    "ddim": "DDIM",
+    "ddpm": "DDPM",
+    "euler": "Euler",
+    "euler-a": "Euler a",
+    "heun": "Heun",
+    "dpm++2m": "DPM++ 2M",
+    "dpm++2m-karras": "DPM++ 2M Karras",
+    "dpm++2m-sde": "DPM++ 2M SDE",
+    "dpm++2m-sde-karras": "DPM++ 2M SDE Karras",
+    "dpm++sde": "DPM++ SDE",
+    "dpm++sde-karras": "DPM++ SDE Karras",
+    "unipc": "UniPC",
+    "lcm": "LCM",
+    "tcd": "TCD",
+}
 _UNNAMED = "checkpoint"  # the scheduler is the checkpoint's own: no name that a web UI would know
 _HASH = 10  # hex digits of a model hash, as web UIs show it
 _SPECIAL = set(',:"\n\\')

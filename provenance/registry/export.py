@@ -105,7 +105,7 @@ def _csv(entries: Iterable[Entry], out: BinaryIO, manifests: bool) -> int:
 
 def _parquet(entries: Iterable[Entry], out: BinaryIO, manifests: bool) -> int:
     try:
-        import pyarrow as pa  # type: ignore[import-untyped]
+        import pyarrow as pa
         from pyarrow import parquet
     except ImportError as error:
         raise MissingExtra("a Parquet file", "parquet") from error

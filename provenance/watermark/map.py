@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import PIL.Image
 from numpy.typing import NDArray
 
 from platemark.provenance.watermark.detect import Detection, detect
@@ -59,11 +60,13 @@ class PresenceMap:
 
     def overlay(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """The picture (H, W, 3) in gray, red where the mark is absent and blue where that cannot be told."""
-        gray = 255 - _SHADE * (255 - image.astype(np.float32).mean(axis=2, keepdims=True))
+        levels = 255 - _SHADE * (255 - np.arange(256, dtype=np.float32)[:, None].repeat(3, axis=1))
+        gray = np.asarray(PIL.Image.fromarray(image).convert("L"))
+        shown = levels.astype(np.uint8)[gray]
         for cells, colour in ((self.absent, _RED), (self.unknown, _BLUE)):
-            tinted = (1 - _TINT) * gray + _TINT * np.array(colour, dtype=np.float32)
-            gray = np.where(_spread(cells, self.edges)[..., None], tinted, gray)
-        return np.asarray(np.rint(np.broadcast_to(gray, image.shape)), dtype=np.uint8)
+            where = _spread(cells, self.edges)
+            shown[where] = ((1 - _TINT) * levels + _TINT * np.array(colour)).astype(np.uint8)[gray[where]]
+        return np.asarray(shown, dtype=np.uint8)
 
     def as_dict(self) -> dict[str, Any]:
         """As the JSON line shows it: `block` (height and width of a cell in pixels), `grid` (rows, columns), shares of cells, `regions`,

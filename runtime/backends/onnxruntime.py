@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from platemark.errors import EngineError
-from platemark.runtime.engine import Array, TensorSpec
+from platemark.runtime.engine import Array, TensorSpec, check_inputs
 
 _TYPES = {
     "tensor(float)": np.float32,
@@ -81,24 +81,13 @@ class OnnxRuntimeEngine:
 
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """Computes every output; an input of another dtype is refused, not converted."""
-        self._check(inputs)
+        check_inputs(self.name, self._inputs, inputs)
         names = [spec.name for spec in self._outputs]
         try:
             values = self._session.run(names, dict(inputs))
         except _failures() as error:
             raise EngineError(f"ONNX Runtime failed in {self.name}: {_one_line(error)}", _REMEDY) from error
         return dict(zip(names, values, strict=True))
-
-    def _check(self, inputs: Mapping[str, Array]) -> None:
-        expected = {spec.name: spec for spec in self._inputs}
-        if set(inputs) != set(expected):
-            message = f"{self.name} takes the inputs {', '.join(sorted(expected))}, not {', '.join(sorted(inputs)) or 'none'}"
-            raise EngineError(message, _REMEDY)
-        for name, value in inputs.items():
-            spec = expected[name]
-            if value.dtype != spec.dtype or value.ndim != len(spec.shape):
-                message = f"{self.name} takes {name} as {spec.dtype} of {len(spec.shape)} dims, not {value.dtype} of {value.ndim}"
-                raise EngineError(message, _REMEDY)
 
 
 def _spec(graph: str, value: Any) -> TensorSpec:

@@ -1,97 +1,99 @@
-"""Euler's method on the probability-flow ODE in σ (Karras et al. 2022, algorithm 2 without churn): no state between steps."""
+"""Euler's method on the probability-flow ODE in σ (Karras et al. 2022, algorithm 2 without churn), and its ancestral form, which adds fresh
+noise after each step (Song et al. 2020, "Score-Based Generative Modeling through SDEs", appendix F). No state between steps.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
-from pydantic import Field
 
-from platemark.runtime.schedulers.base import Latents
-from platemark.runtime.schedulers.config import (
-    Float32,
-    SamplerConfig,
-    alphas_cumprod,
-    check_steps,
-    karras_sigmas,
-    parse,
-    sigma_to_timestep,
-    sigmas_of,
-    spaced_timesteps,
-)
-
-# With zero terminal SNR the last ᾱ is 0 and σ infinite; the reference puts float16's smallest subnormal there.
-ZERO_SNR_ALPHA = np.float32(2.0**-24)
+from platemark.runtime.schedulers.base import Draw, Float32, Latents, VarianceExploding, weighted
+from platemark.runtime.schedulers.config import LevelsConfig, SamplerConfig, parse, unsupported
+from platemark.runtime.schedulers.exploding import NoiseTable, ancestral, slope
+from platemark.runtime.schedulers.predict import exploding_original
+from platemark.runtime.schedulers.spacing import sigma_to_timestep
 
 
-class EulerConfig(SamplerConfig):
-    timestep_spacing: Literal["leading", "linspace", "trailing"] = "linspace"
+class EulerConfig(LevelsConfig):
     final_sigmas_type: Literal["zero", "sigma_min"] = "zero"
-    use_karras_sigmas: bool = False
-    sigma_min: float | None = Field(default=None, gt=0)
-    sigma_max: float | None = Field(default=None, gt=0)
-    interpolation_type: Literal["linear"] = "linear"
-    timestep_type: Literal["discrete"] = "discrete"
-    use_exponential_sigmas: Literal[False] = False
-    use_beta_sigmas: Literal[False] = False
+    interpolation_type: Literal["linear", "log_linear"] = "linear"
+    timestep_type: Literal["discrete", "continuous"] = "discrete"
 
 
 class Euler:
-    name = "euler"
+    stochastic = False
 
-    def __init__(self, config: Mapping[str, Any]) -> None:
-        self._config = parse(EulerConfig, self.name, config)
-        alphas = alphas_cumprod(self._config)
-        if self._config.rescale_betas_zero_snr:
-            alphas[-1] = ZERO_SNR_ALPHA
-        self._table = sigmas_of(alphas)
+    def __init__(self, name: str, config: Mapping[str, Any]) -> None:
+        self.name = name
+        self._config = parse(EulerConfig, name, config)
+        self._table = NoiseTable.of(self._config, self._config.levels(name))
+        # The network is told ln(σ)/4 in place of a timestep (Karras et al. 2022, table 1, c_noise).
+        self._continuous = self._config.timestep_type == "continuous" and self._config.prediction_type == "v_prediction"
+        if self._continuous and self._config.interpolation_type == "log_linear" and self._table.curve is None:
+            # Its reference makes one step more than it is asked for.
+            raise unsupported(name, "interpolation_type", "log_linear", " beside timestep_type = 'continuous'")
 
-    def plan(self, num_inference_steps: int) -> EulerStepper:
-        config, total = self._config, self._config.num_train_timesteps
-        check_steps(num_inference_steps, total)
-        spaced = spaced_timesteps(config.timestep_spacing, num_inference_steps, total, config.steps_offset)
-        timesteps: np.ndarray[Any, np.dtype[Any]] = spaced.astype(np.float32)
-        sigmas = np.interp(timesteps, np.arange(total), self._table)
-        if config.use_karras_sigmas:
-            low, high = config.sigma_min or float(sigmas[-1]), config.sigma_max or float(sigmas[0])
-            sigmas = karras_sigmas(low, high, num_inference_steps)
-            timesteps = sigma_to_timestep(sigmas, self._table)
-        final = 0.0 if config.final_sigmas_type == "zero" else self._table[0]
-        levels = np.concatenate([sigmas, [final]]).astype(np.float32)
-        return EulerStepper(timesteps.astype(np.float32), levels, config.prediction_type, self._initial(levels.max()))
+    def plan(self, num_inference_steps: int, draw: Draw | None = None) -> EulerStepper:
+        config, table = self._config, self._table
+        timesteps, sigmas = table.visit(num_inference_steps)
+        last = [0.0 if config.final_sigmas_type == "zero" else float(table.sigmas[0])]
+        if config.interpolation_type == "log_linear":
+            logs = np.linspace(np.log(table.sigmas[-1]), np.log(table.sigmas[0]), num_inference_steps + 1)
+            sigmas = np.exp(logs.astype(np.float32)).astype(np.float64)  # one level more, which is where the last step leads
+            if table.curve is not None:
+                sigmas = table.curve(sigmas, num_inference_steps)
+                timesteps = sigma_to_timestep(sigmas, table.sigmas)
+        levels = np.concatenate([sigmas, last]).astype(np.float32)
+        initial = table.initial(levels)
+        levels = levels[: num_inference_steps + 1]
+        if self._continuous:
+            timesteps = np.float32(0.25) * np.log(levels[:-1])
+        return EulerStepper(timesteps.astype(np.float32), levels, initial, config.prediction_type)
 
-    def _initial(self, sigma: np.float32) -> float:
-        return float(np.sqrt(sigma**2 + 1) if self._config.timestep_spacing == "leading" else sigma)
+
+class EulerStepper(VarianceExploding):
+    def __init__(self, timesteps: Float32, sigmas: Float32, initial: float, kind: str) -> None:
+        super().__init__(timesteps, sigmas, initial)
+        self._kind = kind
+
+    def step(self, model_output: Latents, i: int, latents: Latents, out: Latents | None = None) -> Latents:
+        sigma = self._sigmas[i]
+        derivative = slope(exploding_original(self._kind, model_output, latents, sigma, self._scratch), latents, sigma)
+        return weighted([(1.0, latents), (self._sigmas[i + 1] - sigma, derivative)], self._scratch, out)
 
 
-@dataclass(frozen=True)
-class EulerStepper:
-    """σ before each step and, one longer than `timesteps`, after the last."""
+class EulerAncestralConfig(SamplerConfig):
+    prediction_type: Literal["epsilon", "v_prediction"] = "epsilon"
+    timestep_spacing: Literal["leading", "linspace", "trailing"] = "linspace"
 
-    timesteps: Float32
-    sigmas: Float32
-    prediction_type: str
-    init_noise_sigma: float
 
-    def scale_model_input(self, latents: Latents, i: int) -> Latents:
-        scaled: Latents = latents / np.sqrt(self.sigmas[i] ** 2 + 1)
-        return scaled
+class EulerAncestral:
+    stochastic = True
 
-    def step(self, model_output: Latents, i: int, latents: Latents) -> Latents:
-        sigma = self.sigmas[i]
-        derivative = (latents - self._original(model_output, i, latents)) / sigma
-        moved: Latents = latents + derivative * (self.sigmas[i + 1] - sigma)
-        return moved
+    def __init__(self, name: str, config: Mapping[str, Any]) -> None:
+        self.name = name
+        self._config = parse(EulerAncestralConfig, name, config)
+        self._table = NoiseTable.of(self._config)
 
-    def _original(self, model_output: Latents, i: int, latents: Latents) -> Latents:
-        sigma, square = self.sigmas[i], self.sigmas[i] ** 2 + 1
-        original: Latents
-        if self.prediction_type == "epsilon":
-            original = latents - sigma * model_output
-        elif self.prediction_type == "sample":
-            original = model_output
-        else:
-            original = model_output * (-sigma / np.sqrt(square)) + latents / square
-        return original
+    def plan(self, num_inference_steps: int, draw: Draw | None = None) -> EulerAncestralStepper:
+        timesteps, sigmas = self._table.visit(num_inference_steps)
+        levels = np.append(sigmas, 0.0).astype(np.float32)
+        initial = self._table.initial(levels)
+        return EulerAncestralStepper(timesteps.astype(np.float32), levels, initial, self._config.prediction_type, draw)
+
+
+class EulerAncestralStepper(VarianceExploding):
+    def __init__(self, timesteps: Float32, sigmas: Float32, initial: float, kind: str, draw: Draw | None) -> None:
+        super().__init__(timesteps, sigmas, initial, draw)
+        self._kind = kind
+
+    def step(self, model_output: Latents, i: int, latents: Latents, out: Latents | None = None) -> Latents:
+        sigma = self._sigmas[i]
+        down, up = ancestral(sigma, self._sigmas[i + 1])
+        derivative = slope(exploding_original(self._kind, model_output, latents, sigma, self._scratch), latents, sigma)
+        terms = [(1.0, latents), (down - sigma, derivative)]
+        if up > 0:
+            terms.append((up, self._draw()))
+        return weighted(terms, self._scratch, out)

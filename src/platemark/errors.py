@@ -8,6 +8,8 @@ PlatemarkError                     1
 │   ├── BundleError                    a bundle that is missing, damaged or not for this version
 │   ├── PolicyError                    a policy file that is not valid
 │   └── MissingExtra                   an optional dependency is not installed
+├── Cancelled                      1   the caller ended the request
+├── DeadlineExceeded               1   the request ran out of its time
 ├── PolicyBlocked                  3   the policy refuses the request; carries the decision
 ├── SafetyUnavailable              4   a check could not run, so nothing is released
 ├── ProvenanceUnavailable          4   a mark, signature or record could not be made, so nothing is released
@@ -78,6 +80,14 @@ class MissingExtra(InputError):
     def __init__(self, what: str, extra: str) -> None:
         super().__init__(f"{what} needs the extra '{extra}'", f'in the clone: pip install -c constraints.txt ".[{extra}]"')
         self.extra = extra
+
+
+class Cancelled(PlatemarkError):
+    code = "cancelled"
+
+
+class DeadlineExceeded(PlatemarkError):
+    code = "deadline_exceeded"
 
 
 class PolicyBlocked(PlatemarkError):

@@ -14,14 +14,24 @@ from typing import Any
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from PIL import Image
 
+import platemark.press
+from platemark.cli import main
 from platemark.models import embedded
+from platemark.press import Press
 
 
 def run(*arguments: str | Path, home: Path, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
     env = os.environ | {"PLATEMARK_HOME": str(home)}
     return subprocess.run([sys.executable, "-m", "platemark", *map(str, arguments)], capture_output=True, text=True, env=env, cwd=cwd)
+
+
+def run_here(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    """The same without a process of its own, which takes a second and more."""
+    done = CliRunner().invoke(main, list(map(str, arguments)))
+    return subprocess.CompletedProcess(arguments, done.exit_code, done.stdout, done.stderr)
 
 
 def refused(done: subprocess.CompletedProcess[str], exit_code: int = 2) -> str:
@@ -42,6 +52,23 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
+def loaded(home: Path) -> Press:
+    return platemark.press.load(home=home)
+
+
+@pytest.fixture
+def opened(loaded: Press, monkeypatch: pytest.MonkeyPatch) -> Press:
+    """Commands in this process take this press, unless they name a bundle or a policy."""
+    load = platemark.press.load
+
+    def taken(bundle: Any = None, **more: Any) -> Press:
+        return load(bundle, **more) if bundle or more.get("policy") else loaded
+
+    monkeypatch.setattr(platemark.press, "load", taken)
+    return loaded
+
+
+@pytest.fixture(scope="module")
 def apple(home: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
     path = tmp_path_factory.mktemp("cli") / "apple.png"
     done = run("generate", "a red apple", "--seed", "1", "-o", path, "--json", home=home)
@@ -51,7 +78,9 @@ def apple(home: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, d
 
 def test_generate_json_is_one_object_and_nothing_else(apple: tuple[Path, dict[str, Any]]) -> None:
     path, said = apple
-    assert set(said) == {"files", "seeds", "timings", "decisions", "provenance", "notes"}
+    assert set(said) == {"files", "status", "seeds", "decisions", "errors", "provenance", "timings", "notes", "request_ids"}
+    assert said["status"] == ["released"]
+    assert said["errors"] == [None]
     assert said["files"] == [str(path)]
     assert said["seeds"] == ["1"]
     assert said["decisions"][0]["action"] == "allow"
@@ -116,13 +145,20 @@ def test_strangers_state_reads_no_key(apple: tuple[Path, dict[str, Any]], tmp_pa
         ("cat", "dog", "-o", "one.png"), ("cat", "-o", "no/such/folder/cat.png"), (),
     ],
 )  # fmt: skip
-def test_bad_generate_requests(arguments: tuple[str, ...], home: Path, tmp_path: Path) -> None:
+def test_bad_generate_requests(arguments: tuple[str, ...], opened: Press, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    refused(run_here("generate", *arguments))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("arguments", [("   ",), ("cat", "--size", "7x7"), ("cat", "--bundle", "missing-folder")])
+def test_bad_generate_requests_as_processes(arguments: tuple[str, ...], home: Path, tmp_path: Path) -> None:
     refused(run("generate", *arguments, home=home, cwd=tmp_path))
     assert list(tmp_path.iterdir()) == []
 
 
-def test_bad_requests_in_json(home: Path, tmp_path: Path) -> None:
-    done = run("generate", "cat", "--steps", "0", "--json", home=home, cwd=tmp_path)
+def test_bad_requests_in_json(opened: Press) -> None:
+    done = run_here("generate", "cat", "--steps", "0", "--json")
     assert done.returncode == 2
     assert set(json.loads(done.stdout)["error"]) == {"code", "message", "remedy"}
 
@@ -165,9 +201,9 @@ def test_files_that_are_not_pictures(kind: str, command: str, home: Path, tmp_pa
         path.write_bytes({"text": b"not a picture\n" * 50, "empty": b"", "bomb": png_header(20_000, 20_000)}[kind])
     before = path.read_bytes()
     if command == "check":
-        refused(run("check", "--image", path, home=home))
+        refused(run_here("check", "--image", path))
     else:
-        done = run("verify", path, "--json", home=home)
+        done = run_here("verify", path, "--json")
         said = json.loads(done.stdout)
         assert (done.returncode, said.get("verdict")) == (6, "corrupt") or (
             done.returncode == 2 and set(said["error"]) == {"code", "message", "remedy"}
@@ -237,9 +273,9 @@ def test_build_refuses_pickles(home: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "bundle").exists()
 
 
-def test_a_bad_second_prompt_leaves_nothing_behind(home: Path, tmp_path: Path) -> None:
+def test_a_bad_second_prompt_leaves_nothing_behind(opened: Press, tmp_path: Path) -> None:
     for second, code in (("", 2), ("a naked woman", 3)):
-        refused(run("generate", "cat", second, "-o", tmp_path / "out", home=home), code)
+        refused(run_here("generate", "cat", second, "-o", tmp_path / "out"), code)
         assert list(tmp_path.iterdir()) == []
 
 
@@ -262,8 +298,8 @@ def test_no_arguments_show_the_help(arguments: tuple[str, ...], home: Path) -> N
 
 
 @pytest.mark.parametrize("prompt", ["", " ", "x" * 100_000])
-def test_check_refuses_what_generate_refuses(prompt: str, home: Path) -> None:
-    refused(run("check", "--prompt", prompt, home=home))
+def test_check_refuses_what_generate_refuses(prompt: str) -> None:
+    refused(run_here("check", "--prompt", prompt))
 
 
 def test_a_file_name_that_is_no_utf8_is_reported(home: Path, tmp_path: Path) -> None:

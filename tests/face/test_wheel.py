@@ -16,6 +16,7 @@ ROOT = Path(__file__).resolve().parents[2]
 FOLDERS = {"src/platemark": "platemark", "optimize": "platemark/optimize", "runtime": "platemark/runtime",
            "safety": "platemark/safety", "provenance": "platemark/provenance"}  # fmt: skip
 MODEL = "src/platemark/models/emoji"
+WEIGHTS = "safety/models"
 
 
 def tracked() -> list[str]:
@@ -49,9 +50,9 @@ def require_builder() -> None:
 
 @pytest.fixture(scope="module")
 def source() -> list[str]:
-    """POSIX paths of what a wheel is built from: tracked files, and the embedded model whether tracked or just built."""
+    """POSIX paths of what a wheel is built from: tracked files, and models whether tracked or just built."""
     require_builder()
-    model = (path.relative_to(ROOT).as_posix() for path in (ROOT / MODEL).rglob("*") if path.is_file())
+    model = (path.relative_to(ROOT).as_posix() for name in (MODEL, WEIGHTS) for path in (ROOT / name).rglob("*") if path.is_file())
     return sorted({*tracked(), *model})
 
 
@@ -72,7 +73,14 @@ def wheel(source: list[str], tmp_path_factory: pytest.TempPathFactory) -> list[s
 
 def test_every_runtime_file_is_in_the_wheel(source: list[str], wheel: list[str]) -> None:
     expected = {place for name in source if (place := in_wheel(name)) is not None}
-    for must in ("safety/presets/", "safety/data/", "provenance/migrations/versions/", "provenance/migrations/script.py.mako", "optimize/"):
+    for must in (
+        "safety/presets/",
+        "safety/data/",
+        "safety/models/",
+        "provenance/migrations/versions/",
+        "provenance/migrations/script.py.mako",
+        "optimize/",
+    ):
         assert any(name.startswith(f"platemark/{must}") for name in expected), must
     assert sorted(expected - set(wheel)) == []
 
@@ -83,6 +91,13 @@ def test_the_embedded_model_is_whole_in_the_wheel(wheel: list[str]) -> None:
     model = {path.relative_to(ROOT / MODEL).as_posix() for path in (ROOT / MODEL).rglob("*") if path.is_file()}
     assert {"bundle.json", "unet/diffusion_pytorch_model.safetensors"} <= model
     assert {name.removeprefix("platemark/models/emoji/") for name in wheel if name.startswith("platemark/models/emoji/")} == model
+
+
+def test_every_detectors_weights_come_with_their_licence(wheel: list[str]) -> None:
+    inside = {name.removeprefix("platemark/safety/models/") for name in wheel if name.startswith("platemark/safety/models/")}
+    weights = {name for name in inside if name.endswith(".onnx")}
+    assert len(weights) >= 2
+    assert inside == weights | {name.replace(".onnx", ".LICENSE.txt") for name in weights}
 
 
 def test_nothing_else_is_in_the_wheel(source: list[str], wheel: list[str]) -> None:

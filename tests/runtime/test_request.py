@@ -77,10 +77,48 @@ def test_the_pixels_of_one_request_are_bounded(manifest: Manifest) -> None:
 
 
 def test_unknown_settings_are_refused(manifest: Manifest) -> None:
-    with pytest.raises(InputError, match="strength"):
-        GenerationRequest.make(manifest, prompt="a cat", strength=0.5)
+    with pytest.raises(InputError, match="eta_noise"):
+        GenerationRequest.make(manifest, prompt="a cat", eta_noise=0.5)
 
 
 def test_settings_are_text_without_prompts(manifest: Manifest) -> None:
     settings = GenerationRequest.make(manifest, prompt="secret cat", negative_prompt="hidden dog", seed=1).settings()
     assert settings == {"num_inference_steps": "4", "guidance_scale": "3", "height": "96", "width": "96", "scheduler": "checkpoint"}
+
+
+def picture(height: int = 70, width: int = 90) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def test_an_input_picture_gives_its_size_and_a_mask_its_strength(manifest: Manifest) -> None:
+    mask = np.full((70, 90), 255, np.uint8)
+    made = GenerationRequest.make(manifest, prompt="a cat", image=picture())
+    assert (made.height, made.width, made.operation, made.strength) == (70, 90, "img2img", 0.8)
+    assert made.settings()["strength"] == "0.8"
+    made = GenerationRequest.make(manifest, prompt="a cat", image=picture(), mask_image=mask, height=128)
+    assert (made.height, made.width, made.operation, made.strength) == (128, 90, "inpaint", 1.0)
+    plain = GenerationRequest.make(manifest, prompt="a cat")
+    assert (plain.operation, plain.strength) == ("text2img", None)
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"strength": 0.5}, "without an image"),
+        ({"mask_image": np.zeros((70, 90), np.uint8)}, "without an image"),
+        ({"image": picture(), "strength": 1.5}, "strength"),
+        ({"image": picture(), "strength": True}, "strength"),
+        ({"image": picture().astype(np.float32)}, "uint8"),
+        ({"image": picture()[..., 0]}, "uint8"),
+        ({"image": picture(20, 90)}, "too small"),
+        ({"image": picture(), "mask_image": np.zeros((70, 90), np.uint8)}, "nothing to paint"),
+        ({"image": picture(), "mask_image": np.full((90, 70), 255, np.uint8)}, "size"),
+        ({"image": picture(), "mask_image": np.ones((70, 90), bool)}, "uint8"),
+        ({"variation_strength": 0.3}, "second seed"),
+        ({"variation_seed": -2, "variation_strength": 0.3}, "variation_seed"),
+        ({"variation_seed": 1, "variation_strength": 1.3}, "variation_strength"),
+    ],
+)
+def test_what_does_not_go_together_is_refused(manifest: Manifest, settings: dict[str, Any], said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        GenerationRequest.make(manifest, prompt="a cat", **settings)

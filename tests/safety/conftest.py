@@ -24,18 +24,19 @@ WORDS = ("red", "green", "blue", "yellow", "white", "black")
 INK = np.array([[0, 1, 1], [1, 0, 1], [1, 1, 0], [0, 0, 1], [0, 0, 0], [1, 1, 1]], np.float32)  # how much of R, G, B is missing
 
 POLICY = """
-version = 1
+version = 2
 id = "colours"
 fail = "closed"
-prompt_checks = true
-image_checks = true
+image_filter = "available"
 provenance = {require_watermark = true}
 regenerate = {max = 1}
+audit = {enabled = true}
+people = {real_face_input = "consent"}
 [categories.alarm]
-prompt = {enabled = true, action = "block", terms = ["red"]}
-image = {enabled = true, action = "block", threshold = 0.5, concepts = ["red"]}
+prompt = {action = "block", threshold = 0.5, terms = ["red"]}
+output_image = {action = "block", threshold = 0.5, concepts = ["red"]}
 [categories.caution]
-image = {enabled = true, action = "blur", threshold = 0.5, concepts = ["yellow"]}
+output_image = {action = "blur", threshold = 0.5, concepts = ["yellow"]}
 """
 
 

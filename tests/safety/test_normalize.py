@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import base64
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from platemark.safety.normalize import LEET_I, LEET_L, confusables, plain, views
+from platemark.safety.normalize import LEET_I, LEET_L, collapse, confusables, encoded, plain, views
 
 DISGUISES = [
     "b0mb", "ｂｏｍｂ", "b\u200bo\u2060mb", "\u202ebomb\u202c", "bоmb", "βomb", "B O M B", "b.o.m.b",
@@ -70,3 +72,60 @@ def test_only_words_and_single_spaces_come_out(text: str) -> None:
 def test_confusables_map_to_one_latin_letter() -> None:
     assert len(confusables()) > 80
     assert all(len(letter) == 1 and "a" <= letter <= "z" and code > 127 for code, letter in confusables().items())
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("me(rkt:1.2) wo(man,:1.3)", "merkt woman"),
+        ("пoрнo", "порно"),
+        ("п о р н о   ф о т о", "порно фото"),
+        ("а б", "а б"),
+    ],
+)
+def test_words_in_parts_and_mixed_scripts(text: str, expected: str) -> None:
+    assert plain(text) == plain(expected)
+
+
+def test_leetspeak_of_other_scripts_and_short_words() -> None:
+    assert plain("нацистский") in views("н4цистcкий").texts
+    assert any("se mata" in t for t in views("53 m4t4").texts)
+    assert all("se men" not in t for t in views("53 men").texts), "a number beside plain words is a number"
+
+
+def test_repeated_letters_collapse() -> None:
+    assert views("nuuuude woooman").collapsed == "nude woman"
+    assert views("a book, a moon").collapsed == ""
+    assert collapse("aabbc") == "abc"
+
+
+WORDS = ["demonstration", "photographically",
+         "Donaudampfschifffahrtsgesellschaft", "McDonaldsRestaurantSign", "internationalization",
+         "d41d8cd98f00b204e9800998ecf8427e", "AAAAAAAAAAAAAAAAAAAAAAAA"]  # fmt: skip
+
+
+@pytest.mark.parametrize("word", WORDS)
+def test_ordinary_long_words_decode_to_nothing(word: str) -> None:
+    assert encoded(word) == ()
+
+
+@settings(deadline=None)
+@given(st.text(st.sampled_from("abcdefgh ABC äß"), min_size=14, max_size=60).map(lambda t: "Zq " + t.strip() + " Zq"))
+def test_base64_is_read(text: str) -> None:
+    code = base64.b64encode(text.encode()).decode()
+    assert encoded(f"draw {code}") == (text,)
+    assert encoded(code.rstrip("=").replace("+", "-").replace("/", "_")) == (text,)
+
+
+@settings(deadline=None)
+@given(st.text(max_size=80))
+def test_encoded_never_fails(text: str) -> None:
+    assert all(isinstance(one, str) and one for one in encoded(text))
+
+
+@pytest.mark.parametrize("text", ["a", "a b c ", "(a:1", "a(b:1", ":", "1", "(((", "AAAAAAAAAAAAAAAAaB", "ЖaЖ4", "\u0301", "=", "!"])
+def test_hostile_length_stays_linear(text: str) -> None:
+    """1e5 characters: a quadratic step would take minutes, and time the whole suite out."""
+    long = (text * 100_000)[:100_000]
+    assert len(views(long).texts) <= 4
+    assert isinstance(encoded(long), tuple)

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from platemark.errors import BundleError, SafetyUnavailable
+from platemark.errors import SafetyUnavailable
 from platemark.runtime.bundle import open_bundle
+from platemark.safety import assemble
+from platemark.safety.assemble import gate_for_bundle
 from platemark.safety.decision import Action
-from platemark.safety.gate import Gate, gate_for_bundle
-from platemark.safety.policy import Policy, parse_policy
+from platemark.safety.gate import Gate
+from platemark.safety.policy import load_policy
+from platemark.safety.policy_model import Policy
+from platemark.safety.signals import Observation, Signal
 
 pytestmark = pytest.mark.torch  # the package onnx comes with the extra 'build'
 
@@ -95,6 +101,26 @@ def folder(clip_folder: Path, colours: Any) -> Path:
     return clip_folder
 
 
+@dataclass
+class Silent:
+    """A built-in detector that finds nothing: these tests are about the CLIP."""
+
+    name: str
+    categories: tuple[str, ...]
+    model_sha256: str = "ab" * 32
+
+    def observe(self, image: Any) -> Observation:
+        faces = () if self.name == "face" else None
+        signals = tuple(Signal(name, "test", 0.0) for name in self.categories if name != "face")
+        return Observation(self.name, self.model_sha256, signals, 0.1, faces)
+
+
+@pytest.fixture(autouse=True)
+def silent(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = {"nsfw": Silent("nsfw", ("sexual",)), "face": Silent("face", ("face",))}
+    monkeypatch.setattr(assemble, "_other", lambda name, bundle, threads: made.get(name))
+
+
 def gate_of(folder: Path, policy: Policy, colours: Any) -> Gate:
     """The gate of a bundle that lists the CLIP folder's files as they are."""
     return gate_for_bundle(policy, open_bundle(colours.write_bundle(folder.parent)))
@@ -106,27 +132,105 @@ def test_a_bundle_on_disk_becomes_a_gate(
 ) -> None:
     (folder.parent / "names.txt").write_text("\n".join([*NAMES, "", " "]))
     bundle = open_bundle(colours.write_bundle(folder.parent))
-    gate = gate_for_bundle(colour_policy, bundle, vocabulary, tmp_path_factory.mktemp("cache"))
-    blocked = gate.check_image(colours.picture(RED, 48, 20))
+    gate = gate_for_bundle(colour_policy, bundle, vocabulary=vocabulary, cache_folder=tmp_path_factory.mktemp("cache"))
+    blocked = gate.check_output_image(colours.picture(RED, 48, 20))
     assert (blocked.action, blocked.reasons[0].evidence) == (Action.BLOCK, "red")
-    assert gate.check_image(colours.picture(WHITE if vocabulary == [] else GREEN)).action is Action.ALLOW
+    assert gate.check_output_image(colours.picture(WHITE if vocabulary == [] else GREEN)).action is Action.ALLOW
 
 
-def test_a_bundle_without_clip_needs_a_policy_without_image_checks(folder: Path, colour_policy: Policy, colours: Any) -> None:
-    root = colours.write_bundle(folder.parent)
+def without_clip(root: Path) -> Path:
     manifest = json.loads((root / "bundle.json").read_text())
     (root / "bundle.json").write_text(json.dumps(manifest | {"components": {}}))
-    off = parse_policy(colours.POLICY.replace("image_checks = true", "image_checks = false").encode(), "off.toml")
-    assert gate_for_bundle(off, open_bundle(root)).check_image(colours.picture(RED)).allowed
-    with pytest.raises(SafetyUnavailable, match="no image filter"):
-        gate_for_bundle(colour_policy, open_bundle(root))
+    return root
+
+
+def required(policy: Policy) -> Policy:
+    return policy.model_copy(update={"image_filter": "required"})
+
+
+def test_a_bundle_without_clip_says_what_it_does_not_check_or_refuses(folder: Path, colour_policy: Policy, colours: Any) -> None:
+    bundle = open_bundle(without_clip(colours.write_bundle(folder.parent)))
+    decision = gate_for_bundle(colour_policy, bundle).check_output_image(colours.picture(RED))
+    assert (decision.allowed, decision.unchecked) == (True, ("alarm", "caution"))
+    for policy in (required(colour_policy), load_policy("strict")):
+        with pytest.raises(SafetyUnavailable, match="requires an image filter") as caught:
+            gate_for_bundle(policy, bundle)
+        assert "clip/" in caught.value.remedy
+
+
+@pytest.mark.parametrize(("domain", "drawn", "works"), [
+    ("general", "general", True), ("general", "manga", True), ("emoji", "general", False), ("manga", "manga", False),
+])  # fmt: skip
+def test_the_filter_must_know_what_the_bundle_draws(
+    folder: Path, colour_policy: Policy, colours: Any, domain: str, drawn: str, works: bool
+) -> None:
+    """A CLIP of a narrow domain does not vouch for a checkpoint, nor does the checkpoint's own word for what it draws."""
+    colours.write_clip_folder(folder, domain=domain)
+    (folder.parent / "platemark.json").write_text(json.dumps({"domain": drawn}))
+    bundle = open_bundle(colours.write_bundle(folder.parent))
+    if works:
+        assert gate_for_bundle(required(colour_policy), bundle).check_output_image(colours.picture(RED)).action is Action.BLOCK
+    else:
+        with pytest.raises(SafetyUnavailable, match="requires an image filter"):
+            gate_for_bundle(required(colour_policy), bundle)
+    lax = gate_for_bundle(colour_policy, bundle).check_output_image(colours.picture(RED))
+    assert lax.unchecked == (("alarm", "caution") if domain == "emoji" else ())
+    if drawn == domain == "manga":  # the embedded model's own word is enough: it is known
+        assert gate_for_bundle(required(colour_policy), bundle, built_in=True).detectors["clip"]
+
+
+def exported(folder: Path) -> Path:
+    """Makes the CLIP folder one as `export_clip` writes it: with `clip.json`, which lists every file."""
+    files = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.iterdir() if path.name != "clip.json"}
+    parity = {"reference": "torch", "backend": "onnxruntime", "precision": "fp32", "bound_cosine": 0.999, "cosines": [1.0, 1.0]}
+    manifest = {"format_version": 1, "name": "colours", "created_with": "test", "source_sha256": "ab" * 32, "files": files}
+    (folder / "clip.json").write_text(json.dumps(manifest | {"image": parity, "text": parity}))
+    return folder
+
+
+def naming(colours: Any, file: Path, path: str, more: str = "") -> Policy:
+    file.write_text(colours.POLICY.replace('"available"', '"required"') + f'[[detectors]]\nname = "clip"\npath = "{path}"\n{more}')
+    return load_policy(file)
+
+
+def test_a_policy_may_name_an_exported_clip(folder: Path, colours: Any, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """For a bundle that brings none; the path counts from the policy's file, and the model can be pinned."""
+    place = tmp_path_factory.mktemp("policies")
+    exported(folder).rename(place / "colours")
+    bundle = open_bundle(without_clip(colours.write_bundle(folder.parent)))
+    gate = gate_for_bundle(naming(colours, place / "p.toml", "colours"), bundle)
+    decision = gate.check_output_image(colours.picture(RED))
+    assert (decision.action, decision.reasons[0].evidence, decision.unchecked) == (Action.BLOCK, "red", ())
+    pinned = naming(colours, place / "q.toml", str(place / "colours"), f'sha256 = "{gate.detectors["clip"]}"\n')
+    assert gate_for_bundle(pinned, bundle).detectors["clip"] == gate.detectors["clip"]
+    other = naming(colours, place / "r.toml", "colours", f'sha256 = "{"ab" * 32}"\n')
+    with pytest.raises(SafetyUnavailable, match="the model of the detector 'clip' is not the one"):
+        gate_for_bundle(other, bundle)
+
+
+@pytest.mark.parametrize("damage", ["no folder", "no clip.json", "a changed graph", "a stray file", "another domain"])
+def test_an_exported_clip_that_is_not_whole_refuses(folder: Path, colours: Any, tmp_path_factory: Any, damage: str) -> None:
+    place: Path = tmp_path_factory.mktemp("policies")
+    if damage == "another domain":
+        colours.write_clip_folder(folder, domain="manga")
+    exported(folder).rename(place / "colours")
+    bundle = open_bundle(without_clip(colours.write_bundle(folder.parent)))
+    if damage == "no clip.json":
+        (place / "colours" / "clip.json").unlink()
+    elif damage == "a changed graph":
+        with (place / "colours" / "image.onnx").open("ab") as file:
+            file.write(b"x")
+    elif damage == "a stray file":
+        (place / "colours" / "tokenizer.json").write_text("{}")
+    with pytest.raises(SafetyUnavailable):
+        gate_for_bundle(naming(colours, place / "p.toml", "nowhere" if damage == "no folder" else "colours"), bundle)
 
 
 @pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"])
 def test_a_clip_file_dropped_in_is_refused(folder: Path, colour_policy: Policy, colours: Any, name: str) -> None:
     root = colours.write_bundle(folder.parent)
     (folder / name).write_text("{}")
-    with pytest.raises(BundleError, match=f"clip/{name}"):
+    with pytest.raises(SafetyUnavailable, match=f"clip/{name}"):
         gate_for_bundle(colour_policy, open_bundle(root))
 
 
@@ -136,7 +240,7 @@ def test_a_clip_file_that_the_bundle_does_not_list_is_refused(folder: Path, colo
     manifest = json.loads((root / "bundle.json").read_text())
     del manifest["files"][name]
     (root / "bundle.json").write_text(json.dumps(manifest))
-    with pytest.raises(BundleError, match=name):
+    with pytest.raises(SafetyUnavailable, match=name):
         gate_for_bundle(colour_policy, open_bundle(root))
 
 
@@ -149,7 +253,7 @@ def test_graphs_are_those_that_the_bundle_names(folder: Path, colour_policy: Pol
     (root / "towers").mkdir()
     (folder / "text.onnx").rename(root / "towers" / "text.onnx")
     (folder / "text.onnx").write_bytes(b"not listed, hence not read")
-    assert gate_for_bundle(colour_policy, open_bundle(root)).check_image(colours.picture(RED)).action is Action.BLOCK
+    assert gate_for_bundle(colour_policy, open_bundle(root)).check_output_image(colours.picture(RED)).action is Action.BLOCK
 
 
 def test_a_graph_with_other_weights_does_not_score(

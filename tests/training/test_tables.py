@@ -6,7 +6,6 @@ import re
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -95,20 +94,3 @@ def test_the_image_checks_table_is_written_with_command_and_machine(tmp_path: Pa
     assert " cores, Python " in text
     assert rows(text)[0][5] == "75.0 %"
     check_safety(text)
-
-
-def test_the_watermarks_tables_are_written_with_command_and_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("emoji")
-    from benchmarks import watermark_jpeg as module
-
-    rng = np.random.default_rng(1)
-    noise = np.kron(rng.integers(40, 215, (16, 16, 3)), np.ones((16, 16, 1))).astype(np.uint8)
-    monkeypatch.setattr(module, "pictures", lambda count, size: [noise] * count)
-    monkeypatch.setattr(module, "ATTACKS", {"none (PNG)": module.ATTACKS["none (PNG)"]})
-    path = tmp_path / "results" / "watermark_jpeg.md"
-    monkeypatch.setattr(sys, "argv", ["watermark_jpeg", "--count", "1", "--size", "256", "--table", str(path)])
-    module.main()
-    text = path.read_text(encoding="utf-8")
-    assert "`python -m benchmarks.watermark_jpeg --count 1" in text
-    shares = {cells[0]: percentages(cells[1]) for cells in rows(text) if "%" in cells[1]}
-    assert shares == {"none (PNG)": [100.0], "unmarked": [0.0], "another key": [0.0]}

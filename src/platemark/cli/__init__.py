@@ -18,9 +18,14 @@ _COMMANDS = {
     "generate": "platemark.cli.generate",
     "build": "platemark.cli.build",
     "inspect": "platemark.cli.inspect",
+    "sign": "platemark.cli.sign",
     "verify": "platemark.cli.verify",
     "check": "platemark.cli.check",
     "keys": "platemark.cli.keys",
+    "watermark": "platemark.cli.watermark",
+    "registry": "platemark.cli.registry",
+    "safety": "platemark.cli.safety",
+    "bench": "platemark.cli.bench",
     "doctor": "platemark.cli.doctor",
 }
 

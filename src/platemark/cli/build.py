@@ -2,23 +2,33 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import click
 
 from platemark.cli.output import emit, json_option, progress, say
-from platemark.errors import MissingExtra
+from platemark.errors import InputError, MissingExtra
 
-NO_CLIP = "no CLIP: put an open_clip folder at clip/ in the checkpoint and rebuild, or no preset policy can check its pictures"
+NO_CLIP = "no CLIP: rebuild with --clip, or no preset policy can look for concepts in its pictures"
 
 
 @click.command("build")
-@click.argument("checkpoint", type=click.Path(path_type=Path))
+@click.argument("checkpoint", type=click.Path(path_type=Path), required=False)
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="The bundle folder to make.")
+@click.option("--lora", "loras", multiple=True, metavar="FILE[:SCALE]", help="Merge a LoRA into the weights (may be repeated).")
+@click.option("--clip", metavar="MODEL", help="The open_clip model that checks pictures: a folder, hf-hub:ORG/NAME, or NAME[:TAG].")
+@click.option("--clip-weights", type=click.Path(path_type=Path), help="The safetensors file of a model given by name.")
+@click.option("--clip-precision", type=click.Choice(["fp32", "int8"]), help="Of the CLIP exported alone. [default: fp32]")
+@click.option("--clip-domain", metavar="NAME", help="What pictures the CLIP knows. [default: its config's, else general]")
 @click.option("--force", is_flag=True, help="Replace an existing bundle.")
 @json_option
-def command(checkpoint: Path, output: Path, force: bool, as_json: bool) -> int:
-    """Build a bundle from a diffusers CHECKPOINT folder (extra `build`)."""
+def command(checkpoint: Path | None, output: Path, loras: tuple[str, ...], force: bool, as_json: bool, **clip: Any) -> int:
+    """Build a bundle from a diffusers CHECKPOINT folder (extra `build`).
+
+    With --clip and no CHECKPOINT the CLIP alone is exported, into a folder that a policy can name.
+    """
     try:
         import diffusers  # noqa: F401
         import onnx  # noqa: F401
@@ -26,9 +36,17 @@ def command(checkpoint: Path, output: Path, force: bool, as_json: bool) -> int:
     except ImportError as error:
         raise MissingExtra(f"building (no module {error.name!r})", "build") from error
     from platemark.optimize.build import build
+    from platemark.optimize.lora import Lora
 
-    with progress("building") as update:
-        manifest = build(checkpoint, output, replace=force, on_progress=update)
+    if checkpoint is None:
+        if loras:
+            raise InputError("--lora is merged into a CHECKPOINT, and there is none", "name the checkpoint's folder")
+        return _export_clip(output, force, as_json, clip)
+    if clip["clip_precision"]:
+        raise InputError("--clip-precision is for a CLIP exported alone", "leave CHECKPOINT out, and name the folder in a policy")
+    with progress("building") as update, _staged(clip) as folder:
+        merged = [Lora.parse(text) for text in loras]
+        manifest = build(checkpoint, output, clip=folder, loras=merged, replace=force, on_progress=update)
     if as_json:
         emit({"bundle": str(output), "manifest": manifest.model_dump(mode="json")})
         return 0
@@ -37,7 +55,52 @@ def command(checkpoint: Path, output: Path, force: bool, as_json: bool) -> int:
         bound, shapes = component.parity.bound_rel_l2, len(component.parity.comparisons)
         say(f"{name:13} {component.precision}  parity {worst:.1e} (bound {bound:.0e}) over {shapes} shapes")
     say(f"end to end    {manifest.end_to_end.psnr:.1f} dB against the reference (bound {manifest.end_to_end.bound_psnr:.0f} dB)")
+    for lora in manifest.source.loras:
+        lost = f"; no place for {', '.join(lora.unmatched)}" if lora.unmatched else ""
+        say(f"{lora.file}: {lora.applied} weights changed, scale {lora.scale:g}{lost}")
     if "clip_image" not in manifest.components:
         say(f"note: {NO_CLIP}")
+    say(f"{output}")
+    return 0
+
+
+def _staged(options: dict[str, Any]) -> Any:
+    """Yields the folder of the open_clip model that was asked for, None for none."""
+    from platemark.optimize.clip_source import staged_clip
+
+    if options["clip"] is None:
+        _refuse_strays(options)
+        return nullcontext()
+    return staged_clip(options["clip"], weights=options["clip_weights"], domain=options["clip_domain"])
+
+
+def _refuse_strays(options: dict[str, Any]) -> None:
+    stray = next((name for name, value in options.items() if value is not None), None)
+    if stray is not None:
+        raise InputError(f"--{stray.replace('_', '-')} says how to take a CLIP, and none is named", "add --clip MODEL")
+
+
+def _export_clip(output: Path, force: bool, as_json: bool, options: dict[str, Any]) -> int:
+    """The CLIP alone."""
+    from platemark.optimize.clip import export_clip
+
+    if options["clip"] is None:
+        raise InputError("there is nothing to build", "name a CHECKPOINT folder, or --clip MODEL to export a CLIP alone")
+    with progress("exporting") as update:
+        manifest = export_clip(
+            options["clip"],
+            output,
+            weights=options["clip_weights"],
+            domain=options["clip_domain"],
+            precision=options["clip_precision"] or "fp32",
+            replace=force,
+            on_progress=lambda note: update(0, 1, note),
+        )
+    if as_json:
+        emit({"clip": str(output), "manifest": manifest})
+        return 0
+    for tower in ("image", "text"):
+        parity = manifest[tower]
+        say(f"{tower:5} {parity['precision']}  cosine {min(parity['cosines']):.4f} with its reference (bound {parity['bound_cosine']})")
     say(f"{output}")
     return 0

@@ -12,10 +12,14 @@ import click
 
 from platemark import __version__
 from platemark.cli.output import emit, json_option, say
+from platemark.runtime.devices import cpu_extensions
 
 # backend → (importable module, distribution, pip command)
 _BACKENDS = {
     "onnxruntime": ("onnxruntime", "onnxruntime", "pip install -c constraints.txt ."),
+    "openvino": ("openvino", "openvino", 'pip install -c constraints.txt ".[openvino]"'),
+    "tensorrt_rtx": ("tensorrt_rtx", "tensorrt_rtx_cu12", 'pip install -c constraints.txt ".[tensorrt-rtx]"'),
+    "tensorrt": ("tensorrt", "tensorrt_cu12", 'pip install -c constraints.txt ".[tensorrt]"'),
     "torch": ("torch", "torch", 'pip install -c constraints.txt ".[build]"'),
 }
 _TOOLS = {
@@ -59,7 +63,7 @@ def examine() -> dict[str, Any]:
             "system": platform.system(),
             "machine": platform.machine(),
             "cores": os.cpu_count(),
-            "isa": _isa(),
+            "isa": list(cpu_extensions()),
         },
         "backends": {name: _backend(*row) for name, row in _BACKENDS.items()},
         "extras": {
@@ -86,17 +90,6 @@ def _backend(module: str, distribution: str, install: str) -> dict[str, Any]:
             return {"usable": True, "version": "of another distribution", "providers": providers, "install": install}
         return missing | {"install": f"{install} (installed, but it does not import: {' '.join(str(error).split())[:120]})"}
     return {"usable": True, "version": version, "providers": providers, "install": install}
-
-
-def _isa() -> list[str]:
-    """The vector extensions that decide which CPU kernels run (Linux; empty elsewhere)."""
-    try:
-        with open("/proc/cpuinfo", encoding="ascii", errors="replace") as handle:  # noqa: PTH123 - a kernel interface
-            flags = next((line.split(":", 1)[1].split() for line in handle if line.startswith(("flags", "Features"))), [])
-    except OSError:
-        return []
-    wanted = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "asimd", "bf16", "i8mm")
-    return [flag for flag in wanted if flag in flags]
 
 
 def _state() -> dict[str, str]:

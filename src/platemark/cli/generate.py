@@ -7,12 +7,15 @@ import re
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from platemark.cli.output import emit, fail, json_option, progress, say
+from platemark.cli.output import emit, fail, json_option, progress, say, spelled
 from platemark.errors import InputError, PlatemarkError, PolicyBlocked
+
+if TYPE_CHECKING:
+    from platemark.results import Result
 
 
 @click.command("generate")
@@ -29,8 +32,25 @@ from platemark.errors import InputError, PlatemarkError, PolicyBlocked
 @click.option("--guidance", type=float, help="Classifier-free guidance scale, 0 to 50. [default: the bundle's]")
 @click.option("--size", metavar="WxH", help="Output size in pixels. [default: the bundle's]")
 @click.option("--negative", default="", metavar="TEXT", help="What the picture should not show.")
-@click.option("--scheduler", metavar="NAME", help="ddim, euler or dpm++2m. [default: the bundle's]")
+@click.option("--style", metavar="NAME|FILE", help="Words and settings around the prompt: a built-in style, or a TOML file.")
+@click.option(
+    "--scheduler",
+    "--sampler",
+    "scheduler",
+    metavar="NAME",
+    help="ddim, ddpm, euler, euler-a, heun, dpm++2m, dpm++sde, unipc, lcm or tcd; also dpm++2m-sde, and -karras after any dpm++ name. "
+    "[default: the bundle's]",
+)
+@click.option("--image", type=click.Path(path_type=Path), help="A picture to start from: image to image, or inpainting with --mask.")
+@click.option("--strength", type=float, help="How much of --image is changed, 0 to 1. [default: 0.8; 1 with a mask]")
+@click.option("--mask", type=click.Path(path_type=Path), help="A gray picture as large as --image: white is painted anew.")
+@click.option("--invert-mask", is_flag=True, help="Black is painted anew instead.")
+@click.option("--outpaint", metavar="PIXELS", help="Extend --image on every side, or by LEFT,TOP,RIGHT,BOTTOM pixels.")
+@click.option("--variation-seed", type=int, help="A second seed whose noise is mixed in.")
+@click.option("--variation-strength", type=float, help="How much of it, 0 to 1. [default: 0]")
 @click.option("--policy", metavar="NAME|FILE", help="strict, standard, research, or a TOML file. [default: standard]")
+@click.option("--consent", metavar="REF", help="Refers to the consent of the people shown; goes into the log and the record.")
+@click.option("--backend", metavar="NAME", help="onnxruntime or openvino. [default: the one that the bundle was built for]")
 @json_option
 def command(
     prompts: tuple[str, ...], output: str, bundle: Path | None, n: int, seed: int, as_json: bool, policy: str | None, **options: Any
@@ -38,28 +58,37 @@ def command(
     """Generate pictures; each is checked, marked, signed and recorded before it is written."""
     from platemark.press import load
 
-    settings = _settings(options)
+    settings, parent = _settings(options)
     target = _Target(output, single=len(prompts) * n == 1)
-    press = load(bundle, policy=policy)
+    press = load(bundle, policy=policy, backend=spelled(options["backend"]))
     # Every prompt is admitted before the first is rendered: a bad one leaves nothing behind.
     starts = [seed if seed < 0 else (seed + number * n) % 2**64 for number in range(len(prompts))]
     requests = [press.admit(prompt, n=n, seed=start, **settings) for prompt, start in zip(prompts, starts, strict=True)]
-    results: list[tuple[str | None, Any]] = []
+    results: list[tuple[str | None, Result]] = []
     try:
         with progress("generating") as update:
             for number, request in enumerate(requests):
                 title = f"prompt {number + 1} of {len(requests)}"
                 steps = partial(_show, update, title)
-                for result in press.run(request, file_format=target.file_format, on_step=steps):
+                for result in press.run(request, file_format=target.file_format, consent=options["consent"], parent=parent, on_step=steps):
                     results.append((target.write(len(results), result), result))
     except PlatemarkError as error:
         return _broken_off(error, [file for file, _ in results if file], as_json)
     _report(results, as_json)
-    if all(result.data is None for _, result in results):
-        if not as_json:
-            raise PolicyBlocked("the policy withheld every picture", "another seed, prompt or policy", results[0][1].decision)
-        return PolicyBlocked.exit_code
-    return 0
+    why = _nothing([result for _, result in results])
+    if why is not None and not as_json:
+        raise why
+    return why.exit_code if why is not None else 0
+
+
+def _nothing(results: list[Result]) -> PlatemarkError | None:
+    """Why no picture came out at all: the policy, or else the first render's error; None where one did."""
+    if any(result.data is not None for result in results):
+        return None
+    withheld = [result for result in results if result.decision is not None]
+    if withheld:
+        return PolicyBlocked("the policy withheld every picture", "another seed, prompt or policy", withheld[0].decision)
+    return next((result.error for result in results if result.error is not None), None)
 
 
 def _show(update: Callable[[int, int, str], None], title: str, step: int, total: int) -> None:
@@ -78,16 +107,45 @@ def _broken_off(error: PlatemarkError, written: list[str], as_json: bool) -> int
     return error.exit_code
 
 
-def _settings(options: dict[str, Any]) -> dict[str, Any]:
+def _settings(options: dict[str, Any]) -> tuple[dict[str, Any], bytes | None]:
+    """What the request is made of, and the file of the picture that it brings."""
     width, height = parse_size(options["size"]) if options["size"] is not None else (None, None)
-    return {
+    settings = {
         "negative_prompt": options["negative"],
         "num_inference_steps": options["steps"],
         "guidance_scale": options["guidance"],
         "scheduler": options["scheduler"],
+        "style": options["style"],
+        "variation_seed": options["variation_seed"],
+        "variation_strength": options["variation_strength"],
+        "strength": options["strength"],
         "width": width,
         "height": height,
     }
+    image, mask, parent = _pictures(options)
+    return settings | {"image": image, "mask_image": mask}, parent
+
+
+def _pictures(options: dict[str, Any]) -> tuple[Any, Any, bytes | None]:
+    """The picture and the mask of a request, on the canvas that it asks for, and the picture's file."""
+    from platemark.input_picture import open_mask, open_picture
+    from platemark.runtime.outpaint import margins, outpaint
+
+    if options["image"] is None:
+        for name in ("mask", "outpaint"):
+            if options[name] is not None:
+                raise InputError(f"--{name} without --image", "name the picture with --image")
+    if options["invert_mask"] and options["mask"] is None:
+        raise InputError("--invert-mask without --mask", "name the mask with --mask")
+    if options["image"] is None:
+        return None, None, None
+    opened = open_picture(options["image"])
+    mask = None if options["mask"] is None else open_mask(options["mask"], invert=options["invert_mask"])
+    if options["outpaint"] is None:
+        return opened.pixels, mask, opened.data
+    if mask is not None and mask.shape != opened.pixels.shape[:2]:
+        raise InputError("the mask is not as large as the image", "make the mask as large as the image, in gray")
+    return (*outpaint(opened.pixels, *margins(options["outpaint"]), mask), opened.data)
 
 
 def parse_size(text: str) -> tuple[int, int]:
@@ -134,24 +192,29 @@ class _Target:
         return str(path)
 
 
-def _report(results: list[tuple[Any, Any]], as_json: bool) -> None:
+def _report(results: list[tuple[str | None, Result]], as_json: bool) -> None:
+    """With `--json`, lists of which entry k is picture k: `status` is released, withheld or render_error; `files` null where none is."""
     if as_json:
-        emit({
-            "files": [file for file, _ in results],
-            "seeds": [str(result.seed) for _, result in results],
-            "timings": [result.timings for _, result in results],
-            "decisions": [result.decision.as_dict() for _, result in results],
-            "provenance": [result.provenance.as_dict() if result.provenance else None for _, result in results],
-            "notes": [list(result.notes) for _, result in results],
-        })  # fmt: skip
+        rows = [{"file": file, **result.as_dict()} for file, result in results]
+        plural = {"file": "files", "seed": "seeds", "decision": "decisions", "error": "errors", "request_id": "request_ids"}
+        emit({plural.get(key, key): [row[key] for row in rows] for key in rows[0]})
         return
     for note in dict.fromkeys(note for _, result in results for note in result.notes):
         click.echo(f"note: {note}", err=True)
     for file, result in results:
-        if file is None:
-            reasons = ", ".join(sorted({f"{r.category}: {r.evidence or r.code}" for r in result.decision.reasons}))
-            say(f"withheld  seed {result.seed}  {result.decision.action.value} ({reasons})")
+        record, decision = result.provenance, result.decision
+        if file is None or record is None:
+            say(f"{result.status}  seed {result.seed}  {_why(result)}")
             continue
-        record = result.provenance
+        if decision is not None and decision.reasons:
+            say(f"{decision.action.value}  seed {result.seed}  {_why(result)}")
         mark = "not marked" if record.watermark == "none" else f"marked at {record.psnr:.1f} dB"
         say(f"{file}  seed {result.seed}  {mark}, signed by {record.identity}, recorded as {record.content_id}")
+
+
+def _why(result: Result) -> str:
+    """Why a picture was withheld, changed or flagged, or did not come out as one."""
+    if result.decision is None:
+        return result.error.message if result.error else ""
+    reasons = ", ".join(sorted({f"{r.category}: {r.evidence or r.code}" for r in result.decision.reasons}))
+    return f"{result.decision.action.value} ({reasons})"

@@ -19,12 +19,24 @@ def command(bundle: Path, as_json: bool) -> int:
 
     Every file's hash is checked first.
     """
+    from platemark.press import engine_cache
+    from platemark.provenance.home import home
     from platemark.runtime.bundle import open_bundle
+    from platemark.runtime.engines import states
 
     opened = open_bundle(bundle)
     engines = {name: _usable(opened.root / part.graph) for name, part in opened.manifest.components.items()}
+    others = states(opened, engine_cache(home()))
     if as_json:
-        emit({"bundle": str(opened.root), "sha256": opened.sha256, "engines": engines, "manifest": opened.manifest.model_dump(mode="json")})
+        emit(
+            {
+                "bundle": str(opened.root),
+                "sha256": opened.sha256,
+                "engines": engines,
+                "other_engines": [s.as_dict() for s in others],
+                "manifest": opened.manifest.model_dump(mode="json"),
+            }
+        )
         return 0
     manifest = opened.manifest
     say(f"{manifest.name}  (from {manifest.source.checkpoint}, by {manifest.created_with})")
@@ -35,9 +47,14 @@ def command(bundle: Path, as_json: bool) -> int:
         worst = max(comparison.rel_l2_error for comparison in part.parity.comparisons)
         state = "runs here" if engines[name]["usable"] else f"cannot run: {engines[name]['why']}"
         say(f"  {name:13} {part.precision} opset {part.opset}  parity {worst:.1e} of {part.parity.bound_rel_l2:.0e}  {state}")
+    for engine in others:
+        verdict = "can be used here" if engine.usable else "cannot be used here"
+        say(f"  {engine.component:13} {engine.backend} {engine.precision} for {engine.device}: {verdict}: {engine.why}")
     if "clip_image" not in manifest.components:
         say(f"  note: {NO_CLIP}")
-    say(f"  end to end    {manifest.end_to_end.psnr:.1f} dB against {manifest.end_to_end.reference}")
+    for backend, end in {"onnxruntime": manifest.end_to_end, **manifest.engines_end_to_end}.items():
+        default = ", the default" if manifest.engines_end_to_end and backend == manifest.default_backend else ""
+        say(f"  end to end    {end.psnr:.1f} dB against {end.reference} ({backend}{default})")
     return 0
 
 

@@ -13,6 +13,11 @@ import click
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON only on stdout.")
 
 
+def spelled(backend: str | None) -> str | None:
+    """A backend's name as its module has it: `tensorrt-rtx` → `tensorrt_rtx`."""
+    return None if backend is None else backend.replace("-", "_")
+
+
 def emit(value: Any) -> None:
     """One JSON value a line."""
     text = json.dumps(value, ensure_ascii=False, separators=(", ", ": "))

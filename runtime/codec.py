@@ -1,0 +1,43 @@
+"""The VAE's two engines as pictures in and out: latents as the denoise loop has them, pictures as float32 in [0, 1].
+
+One picture at a time, so that it does not depend on its neighbours and memory does not grow with them. Knows nothing about prompts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from platemark.runtime.bundle import Manifest
+from platemark.runtime.engine import Engine
+from platemark.runtime.render import check_finite, to_array
+
+Float = NDArray[np.float32]
+
+
+class Codec:
+    """`engine(component)` gives the engine of `vae_encoder` or `vae_decoder`; the encoder's is asked for only where a picture comes in."""
+
+    def __init__(self, manifest: Manifest, engine: Callable[[str], Engine]) -> None:
+        self._scale, self._shift = np.float32(manifest.scaling_factor), np.float32(manifest.shift_factor)
+        self._engine = engine
+
+    def decode(self, latents: Float, what: str) -> Float:
+        """A picture (H, W, 3) from latents (1, C, h, w). Raises `RenderError`, naming `what`, for values that are not finite."""
+        check_finite(latents, f"the latents of {what}")
+        decoded = self._engine("vae_decoder").run({"latent_sample": latents / self._scale + self._shift})["sample"][0]
+        check_finite(decoded, f"the picture of {what}")
+        return to_array(decoded)
+
+    def encode(self, picture: NDArray[np.uint8]) -> Float:
+        """Latents (1, C, h, w) of a picture (H, W, 3): the mean of the encoder's distribution.
+
+        Raises `BundleError` where the bundle has no encoder, `RenderError` for values that are not finite.
+        """
+        sample = np.ascontiguousarray(picture.transpose(2, 0, 1)[np.newaxis], np.float32) / np.float32(127.5) - np.float32(1.0)
+        mean = self._engine("vae_encoder").run({"sample": sample})["latent_mean"]
+        latents: Float = (mean - self._shift) * self._scale
+        check_finite(latents, "the latents of the input picture")
+        return latents

@@ -1,0 +1,1 @@
+"""Detectors for pictures, each behind the contract of `safety.signals`; `registry` finds them by name."""

@@ -1,0 +1,122 @@
+"""The face gate: CenterFace (Xu et al. 2019, MIT) finds faces, and knows nothing of whose they are, of age, or of photo against drawing.
+
+It was trained on photographs (WIDER FACE). A face counts from about 32 pixels a side on as the network sees it: of pictures up to 640
+pixels that is a fifteenth of the longer side; larger ones are looked at in tiles too. `training/convert_centerface.py` made the file.
+"""
+
+from __future__ import annotations
+
+import time
+from importlib.resources import files
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from platemark.runtime.engine import Array
+from platemark.safety.closed import fail_closed, require
+from platemark.safety.detectors.boxes import Boxes, Window, distinct, tiles, whole
+from platemark.safety.detectors.pictures import Picture, planes, require_picture, resized
+from platemark.safety.detectors.weights import Weights
+from platemark.safety.signals import Face, Observation, Signal
+
+SHA256 = "a9dc45d65b858f5606b66a5898a00d94e3fdc154e4332efb07728013925a05ee"
+THRESHOLD = 0.5  # from which score on a face is one; policies set their own
+FLOOR = 0.2  # below it a box is not reported at all
+STRIDE, MULTIPLE = 4, 32  # pixels a cell of the maps; what the network's sides must be multiples of
+_WHOLE, _GROW = 480, 2.0  # longer side of the look at the whole picture; how much a small picture may grow
+_COARSE = 224  # of a second look, for faces that fill the picture: at 480 they score lower than at half of it
+_SMALL = 640  # pictures with no longer side get by with that look
+_TILE, _OVERLAP, _AREA, _LONGEST = 640, 96, 1248**2, 4992
+_SAME, _INSIDE = 0.3, 0.7
+_GREY = 127
+_CANDIDATES = 2000  # best cells that are looked into: a bound on time, far above what a crowd needs
+_MAPS = {"heatmap": 1, "scale": 2, "offset": 2}
+
+
+class FaceDetector:
+    """Category `face`: the best score in the picture, and every box from `FLOOR` on. Safe to share between threads."""
+
+    name = "face"
+    model_sha256 = SHA256
+    categories = ("face",)
+
+    def __init__(self, threads: int | None = None, path: Path | None = None) -> None:
+        """`path`: another copy of the same file."""
+        self._weights = Weights(path or Path(str(files("platemark.safety").joinpath("models", "centerface.onnx"))), SHA256, threads)
+
+    def prepare(self) -> None:
+        """Checks and compiles the weights now. Raises `SafetyUnavailable`."""
+        with fail_closed(self.name):
+            self._weights.engine()
+
+    def observe(self, image: NDArray[np.uint8]) -> Observation:
+        """One signal, whatever its score, and the faces, best first. Raises `SafetyUnavailable`."""
+        began = time.perf_counter()
+        faces = self.faces(image)
+        signal = Signal("face", "face_found", faces[0].score if faces else 0.0)
+        return Observation(self.name, self.model_sha256, (signal,), (time.perf_counter() - began) * 1000, faces)
+
+    def faces(self, image: NDArray[np.uint8]) -> tuple[Face, ...]:
+        """The faces of one uint8 RGB picture (H, W, 3), best first. Raises `SafetyUnavailable`."""
+        with fail_closed(self.name):
+            require_picture(image)
+            height, width = image.shape[:2]
+            found = [self._look(image, window) for window in _windows(height, width)]
+            boxes, scores = (np.concatenate(parts) for parts in zip(*found, strict=True))
+            kept = distinct(boxes, scores, _SAME, _INSIDE)
+        return tuple(
+            Face((float(b[0]), float(b[1]), float(b[2]), float(b[3])), float(s)) for b, s in zip(boxes[kept], scores[kept], strict=True)
+        )
+
+    def _look(self, image: Picture, window: Window) -> tuple[Boxes, NDArray[np.float64]]:
+        """(boxes in pixels of the picture, scores) of one window."""
+        part = image[window.top : window.top + window.height, window.left : window.left + window.width]
+        height, width = (max(1, round(side * window.scale)) for side in part.shape[:2])
+        seen = _padded(resized(part, height, width, Image.Resampling.BILINEAR))
+        boxes, scores = _boxes(self._maps(planes(seen.astype(np.float32))))
+        factors = np.array([part.shape[1] / width, part.shape[0] / height] * 2)
+        placed = boxes * factors + np.array([window.left, window.top] * 2)
+        limits = np.array([image.shape[1], image.shape[0]] * 2, np.float64)
+        placed = np.clip(placed, 0, limits)
+        real = (placed[:, 2] > placed[:, 0]) & (placed[:, 3] > placed[:, 1])
+        return placed[real], scores[real]
+
+    def _maps(self, pixels: NDArray[np.float32]) -> dict[str, Array]:
+        maps = self._weights.run({"pixels": pixels})
+        cells = (pixels.shape[2] // STRIDE, pixels.shape[3] // STRIDE)
+        for name, channels in _MAPS.items():
+            require(maps[name].shape == (1, channels, *cells), f"CenterFace gave {name} as {maps[name].shape}")
+            require(bool(np.isfinite(maps[name]).all()), f"CenterFace gave {name} that is not finite")
+        heat = maps["heatmap"]
+        require(bool((heat >= 0).all() and (heat <= 1).all()), "CenterFace gave scores outside [0, 1]")
+        return maps
+
+
+def _windows(height: int, width: int) -> list[Window]:
+    found = [whole(height, width, _WHOLE, _GROW), whole(height, width, _COARSE, 1.0)]
+    if max(height, width) > _SMALL:
+        found += tiles(height, width, _TILE, _OVERLAP, _AREA, _LONGEST)
+    return found
+
+
+def _padded(image: Picture) -> Picture:
+    """Grey to the right and below, up to multiples of 32."""
+    height, width = (-(-side // MULTIPLE) * MULTIPLE for side in image.shape[:2])
+    canvas = np.full((height, width, 3), _GREY, np.uint8)
+    canvas[: image.shape[0], : image.shape[1]] = image
+    return canvas
+
+
+def _boxes(maps: dict[str, Array]) -> tuple[Boxes, NDArray[np.float64]]:
+    """(boxes in pixels of the window, scores). A cell's face has its centre at (cell + offset + 0.5) * 4 and sides exp(scale) * 4."""
+    heat = maps["heatmap"][0, 0]
+    rows, columns = np.nonzero(heat >= FLOOR)
+    best = np.argsort(-heat[rows, columns], kind="stable")[:_CANDIDATES]
+    rows, columns = rows[best], columns[best]
+    tall, wide = (np.exp(np.minimum(maps["scale"][0, axis, rows, columns].astype(np.float64), 8)) * STRIDE for axis in (0, 1))
+    down, across = (maps["offset"][0, axis, rows, columns].astype(np.float64) for axis in (0, 1))
+    middle, centre = (rows + down + 0.5) * STRIDE, (columns + across + 0.5) * STRIDE
+    boxes = np.stack([centre - wide / 2, middle - tall / 2, centre + wide / 2, middle + tall / 2], axis=1)
+    return boxes, heat[rows, columns].astype(np.float64)

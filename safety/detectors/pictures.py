@@ -1,0 +1,32 @@
+"""From a picture to a network's input. Detectors see what they were trained on: anything but uint8 RGB is refused, never guessed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from platemark.safety.closed import require
+
+Picture = NDArray[np.uint8]
+
+
+def require_picture(image: Any) -> None:
+    """Raises `SafetyUnavailable` unless `image` is a uint8 RGB array (H, W, 3)."""
+    require(isinstance(image, np.ndarray), f"a picture to check must be an array, not {type(image).__name__}")
+    require(image.dtype == np.uint8, f"a picture to check must be uint8, not {image.dtype}")
+    require(image.ndim == 3 and image.shape[2] == 3 and image.size > 0, f"a picture to check must be (H, W, 3), not {image.shape}")
+
+
+def resized(image: Picture, height: int, width: int, kernel: Image.Resampling) -> Picture:
+    """`image` (H, W, 3) at another size, antialiased where it shrinks (Pillow)."""
+    if image.shape[:2] == (height, width):
+        return image
+    return np.asarray(Image.fromarray(np.ascontiguousarray(image)).resize((width, height), kernel))
+
+
+def planes(values: NDArray[np.float32]) -> NDArray[np.float32]:
+    """(H, W, 3) as (1, 3, H, W)."""
+    return np.ascontiguousarray(values.transpose(2, 0, 1)[None], np.float32)
