@@ -19,11 +19,12 @@ from platemark.optimize.checkpoint import CHECKER, SETTINGS, Checkpoint, Setting
 from platemark.optimize.lora import Lora, merge
 from platemark.optimize.staging import copy_file, publish, publish_files, stage_for, write_file
 from platemark.optimize.weights import file_sha256
-from platemark.runtime.bundle import MANIFEST, Component, EndToEnd, Manifest, MergedLora, Source
+from platemark.runtime.bundle import MANIFEST, BuiltEngine, Component, EndToEnd, Manifest, MergedLora, Source
 
 if TYPE_CHECKING:
     from torch import nn
 
+    from platemark.optimize.engines import EngineRequest
     from platemark.optimize.export import Spec
 
 Progress = Callable[[int, int, str], None]
@@ -40,6 +41,8 @@ class _Work:
     nets: dict[str, nn.Module] = field(default_factory=dict)
     made: list[str] = field(default_factory=list)
     loras: list[MergedLora] = field(default_factory=list)
+    request: EngineRequest | None = None
+    engines: list[BuiltEngine] = field(default_factory=list)
 
 
 def build(
@@ -53,6 +56,7 @@ def build(
     clip: Path | None = None,
     loras: Sequence[Lora] = (),
     replace: bool = False,
+    engines: EngineRequest | None = None,
     on_progress: Progress | None = None,
 ) -> Manifest:
     """Builds a bundle of ONNX graphs that are proven equal to the checkpoint's torch networks, and returns its manifest.
@@ -63,6 +67,8 @@ def build(
     other open_clip models). Without either the bundle has no `clip_image`, and no concepts can be looked for in its pictures: callers
     should say so. A checkpoint's `safety_checker/` becomes the component `safety_checker`.
     `loras` are merged into the weights first; the manifest's source says what each of them did.
+    `engines` asks for another backend's engines as well: compared with the same recordings where they run here, then rendered with by
+    default; plans where they do not (see `optimize.engines`).
     Settings given here come before those of the checkpoint's `platemark.json`. `output_size` is (height, width) in pixels.
     `on_progress` hears (steps done, steps in all, what comes next).
 
@@ -71,6 +77,7 @@ def build(
     exported), `MissingExtra`.
     """
     _require_extra()
+    request = _checked(engines) if engines is not None else None
     opened = open_checkpoint(checkpoint, clip)
     wanted = {"name": name, "output_size": output_size, "default_steps": default_steps, "default_guidance": default_guidance}
     settings = _settings(opened, {key: value for key, value in wanted.items() if value is not None})
@@ -82,7 +89,8 @@ def build(
         merged = stage / _MERGED / opened.root.resolve().name
         merges = merge(opened, loras, merged) if loras else []
         opened = open_checkpoint(merged, clip) if loras else opened
-        work = _Work(opened, stage, {target: copy_file(source, stage / target) for target, source in opened.files()}, loras=merges)
+        copied = {target: copy_file(source, stage / target) for target, source in opened.files()}
+        work = _Work(opened, stage, copied, loras=merges, request=request)
         manifest = _make(work, settings, on_progress or (lambda done, total, note: None))
         shutil.rmtree(stage / _MERGED, ignore_errors=True)
         write_file(stage / MANIFEST, _json(manifest.model_dump(mode="json")))
@@ -103,6 +111,12 @@ def _require_extra() -> None:
         import transformers  # noqa: F401
     except ImportError as error:
         raise MissingExtra(f"building a bundle (no module {error.name!r})", "build") from error
+
+
+def _checked(request: EngineRequest) -> EngineRequest:
+    from platemark.optimize.engines import checked
+
+    return checked(request)
 
 
 def _settings(checkpoint: Checkpoint, given: dict[str, Any]) -> Settings:
@@ -139,8 +153,13 @@ def _make(work: _Work, settings: Settings, say: Progress) -> Manifest:
     _check_weights(work)
     draft = _manifest(work, settings, components)
     whole = check_pipeline(work.checkpoint, work.nets, work.stage, draft)
+    draft = draft.model_copy(update={"end_to_end": whole})
+    if work.request is not None and not work.request.plans:
+        backend, precision = work.request.backend, work.request.precision
+        other = check_pipeline(work.checkpoint, work.nets, work.stage, draft, backend, precision)
+        draft = draft.model_copy(update={"engines_end_to_end": {backend: other}, "default_backend": backend})
     say(len(components) + 1, total, "writing")
-    return draft.model_copy(update={"end_to_end": whole})
+    return draft
 
 
 def _component(work: _Work, spec: Spec, say: Callable[[str], None]) -> Component:
@@ -148,6 +167,7 @@ def _component(work: _Work, spec: Spec, say: Callable[[str], None]) -> Component
     import torch
 
     from platemark.optimize.components import export_linked, reference
+    from platemark.optimize.engines import make_engine
     from platemark.optimize.export import OPSET
     from platemark.optimize.modules import WRAPPERS, load_part
     from platemark.optimize.parity import check_engine, make_cases, record
@@ -162,7 +182,13 @@ def _component(work: _Work, spec: Spec, say: Callable[[str], None]) -> Component
     work.made.append(spec.graph)
     say(f"{spec.component}: comparing")
     labels = f"torch {torch.__version__} fp32", label()
-    parity = check_engine(spec, record(spec, cases, reference(spec, module)), compile_graph(work.stage / spec.graph), labels)
+    recorded = record(spec, cases, reference(spec, module))
+    parity = check_engine(spec, recorded, compile_graph(work.stage / spec.graph), labels)
+    if work.request is not None:
+        say(f"{spec.component}: {work.request.backend}")
+        engine, files = make_engine(work.request, spec, recorded, work.stage, labels[0])
+        work.engines.append(engine)
+        work.made += files
     weights = [f"{spec.part}/{path.name}" for path in part.weights]
     return Component(graph=spec.graph, weights=weights, precision="fp32", opset=OPSET, parity=parity)
 
@@ -206,6 +232,7 @@ def _manifest(work: _Work, settings: Settings, components: dict[str, Component])
         files=dict(sorted(files.items())),
         components=components,
         end_to_end=_NOT_YET,
+        engines=work.engines,
         native_size=checkpoint.native_size,
         output_size=settings.output_size or checkpoint.native_size,
         latent_channels=int(vae["latent_channels"]),

@@ -10,6 +10,7 @@ from torch import nn
 from platemark.optimize.checkpoint import Part
 from platemark.optimize.export import Spec, export_graph
 from platemark.optimize.graph import link_weights, name_constants, name_values, share_constants
+from platemark.optimize.passes.upsample import split_upsampled
 from platemark.runtime.backends.torch import wrap
 from platemark.runtime.engine import Array, Engine
 
@@ -22,6 +23,7 @@ def export_linked(spec: Spec, module: nn.Module, part: Part, example: Mapping[st
     name_values(model)
     share_constants(model)
     link_weights(model, part.tensors.values(), PREFIX)
+    split_upsampled(model)
     name_constants(model)
     data: bytes = model.SerializeToString(deterministic=True)
     return data

@@ -33,6 +33,12 @@ def write_atomically(path: str | Path, data: bytes, *, mode: int = DEFAULT_MODE)
         ) from error
 
 
+def require_writable(path: Path) -> None:
+    """Raises `InputError` where `path` could not be written: for those who write at the end of a long run. Writes nothing."""
+    if path.is_dir() or not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
+        raise InputError(f"cannot write {str(path)[-120:]!r}: its folder is missing or not writable, or it is one", "write elsewhere")
+
+
 def replace_file(path: Path, data: bytes, *, mode: int) -> None:
     """As `write_atomically`, raising `OSError`."""
     remove_stale(path.parent)

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from platemark import __version__
-from platemark.errors import ImageError, InputError, ProvenanceUnavailable
-from platemark.imaging import probe, read_bytes, sniff
+from platemark.errors import DamagedImageError, ImageError, InputError, ProvenanceUnavailable
+from platemark.imaging import decode, probe, read_bytes, sniff
 from platemark.provenance.c2pa_context import one_line, open_context
 from platemark.provenance.callbacks import Guarded
 from platemark.provenance.credentials import read
@@ -34,6 +34,12 @@ SUFFIXES = {
 }  # fmt: skip
 _STORE_WORDS = (b"c2pa\x00\x11\x00\x10\x80\x00\x00\xaa\x00\x38\x9b\x71", b"dcterms:provenance")
 _SOURCE_TYPE = "http://cv.iptc.org/newscodes/digitalsourcetype/"
+_SOURCE_TERMS = (
+    "algorithmicMedia", "algorithmicallyEnhanced", "composite", "compositeCapture", "compositeSynthetic",
+    "compositeWithTrainedAlgorithmicMedia", "computationalCapture", "dataDrivenMedia", "digitalCapture", "digitalCreation", "humanEdits",
+    "multiFrameComputationalCapture", "negativeFilm", "positiveFilm", "print", "screenCapture", "trainedAlgorithmicMedia",
+    "virtualRecording",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -100,12 +106,19 @@ def sign_bytes(data: bytes, identity: Identity, *, source_type: str | None = Non
         raise InputError("a file that is signed as it is has no parent but itself", "leave the parent out")
     if source_type is not None and signed_before:
         raise InputError("the file carries credentials that say how it was made", "sign it without stating a source type")
-    if source_type is not None and not source_type.startswith("http"):
-        source_type = _SOURCE_TYPE + source_type
+    source_type = None if source_type is None else _source_uri(source_type)
     created = datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
     parent = None if source_type is not None else _checked(data)
     manifest = existing(Signing(created, GENERATOR, parent is not None, None, options.rules), source_type)
     return _sign(_Job(data, header.mime, manifest, parent), identity, options.timestamp)
+
+
+def _source_uri(term: str) -> str:
+    """The URI of an IPTC term, given so or by its last part. A misspelt one would be signed as it is, and mean nothing to anybody."""
+    name = term.removeprefix(_SOURCE_TYPE)
+    if name not in _SOURCE_TERMS:
+        raise InputError(f"there is no IPTC digital source type {term[-80:]!r}", f"use {', '.join(_SOURCE_TERMS)}")
+    return _SOURCE_TYPE + name
 
 
 def sign_file(
@@ -114,7 +127,7 @@ def sign_file(
     """As `sign_bytes`, from a file to a file, which may be the same one.
 
     `target` is written whole (temporary file, read back, fsync, rename) or not at all. Raises `InputError` also where the target cannot be
-    written or its suffix names another format.
+    written or its suffix names another format, and `DamagedImageError` for a picture that every verifier would call corrupt.
     """
     data = read_bytes(source)
     name = sniff(data)
@@ -122,10 +135,21 @@ def sign_file(
         raise InputError(
             f"the file is {name.upper()}, and {Path(target).name[-60:]!r} says otherwise", f"use the suffix {SUFFIXES[name][0]}"
         )
+    _refuse_damaged(data)
     signed = sign_bytes(data, identity, source_type=source_type, options=options)
     verified(signed, f"image/{name}")
     write_atomically(target, signed.data)
     return signed
+
+
+def _refuse_damaged(data: bytes) -> None:
+    """Decodes the picture, where it is not too large for that: nothing is signed that is cut short."""
+    try:
+        decode(data)
+    except DamagedImageError:
+        raise
+    except ImageError:
+        return  # too large to decode, or no picture, which `sign_bytes` says
 
 
 def verified(signed: Signed, mime: str) -> Signed:
@@ -189,7 +213,7 @@ def _sign(job: _Job, identity: Identity, rule: TimestampRule) -> Signed:
             failure = relay.failure or f"the time-stamp authority's answer is of no use: {error.message}"
     plain = _once(job, identity, None)  # fails by itself where it was not the stamp
     if rule.mode == "required":
-        raise ProvenanceUnavailable(failure, 'check the authority\'s address, or set timestamp = "try" in the policy')
+        raise ProvenanceUnavailable(failure, 'check the authority\'s address, or do without a stamp (in a policy: timestamp = "try")')
     return replace(plain, timestamp_failure=failure)
 
 

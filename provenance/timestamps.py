@@ -42,7 +42,9 @@ class TimestampRule:
             return
         parts = urlsplit(self.url or "")
         if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise InputError("time stamps need the address of an authority (http or https)", "give provenance.timestamp_url in the policy")
+            raise InputError(
+                "time stamps need the address of an authority (http or https)", "give its URL (in a policy: provenance.timestamp_url)"
+            )
         if not 0 < self.budget_seconds <= 60:
             raise InputError("the time for a time stamp is out of range", "use more than 0 and at most 60 seconds")
 

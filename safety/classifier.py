@@ -1,13 +1,17 @@
 """The trained prompt check: multinomial logistic regression over hashed words, pieces of words, and the word lists that were met.
 
-Small (8,192 features, int8) and shallow: it generalises over wording that the lists do not have, in the languages it was trained on,
-and does not understand a sentence. Trained by `training/prompt_classifier.py`, whose weights lie beside this package and are checked
-against their sha256. Knows no policy.
+Small (32,768 features, int8) and shallow: it generalises over wording that the lists do not have, in the languages it was trained on
+(those of the word lists), and does not understand a sentence. Words in other letters than Latin, Cyrillic, Chinese and Japanese are left
+out, and a text of nothing else gets no signal: it is not judged, which does not mean that it is harmless. Other languages in those
+letters are judged by what they share with the trained ones. Trained by `training/prompt_classifier.py`, whose weights lie beside this
+package and are checked against their sha256. Knows no policy.
 """
 
 from __future__ import annotations
 
 import hashlib
+import math
+import re
 import time
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
@@ -25,13 +29,15 @@ from platemark.safety.normalize import encoded, views
 from platemark.safety.signals import Observation, PromptKind, Signal
 
 FILE, SHA256 = "prompt_classifier.safetensors", "babf87f223b160e17191486d246d90a9f2bef37c2e7ce12d71cbeec3a1bac267"
-DIMENSIONS = 8192
+DIMENSIONS = 32768
 BENIGN = "benign"
 CLASSES = ("sexual", "violence", "hate", "self_harm", "minors", "deception", "weapon", "undress_intent", "face_swap_intent", BENIGN)
 IMPLIED = {"undress_intent": "sexual", "face_swap_intent": "deception"}  # tags, and the category that they are a case of
 WINDOW, STRIDE = 24, 12  # words that are looked at together, so that harmless words around do not water down the rest
 _LIST = 3.0  # how much more a list counts than a word or a piece of one: it speaks for all languages
 _LEAST = 0.05  # scores below are left out
+_SHORT = 16.0  # added to the squared length of a vector before it is made 1: the less a text says, the more the bias decides
+_UNTRAINED = re.compile("[^a-z0-9\u00df-\u024f\u1e00-\u1eff\u0400-\u052f\u3005\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff]+")  # and signs
 
 Vector = tuple[NDArray[np.int64], NDArray[np.float32]]
 
@@ -91,9 +97,15 @@ def vectors(text: str) -> Iterator[Vector]:
     """The feature vectors of every reading of `text`, window by window."""
     readings = dict.fromkeys(form for one in (text, *encoded(text)) for form in _forms(one))
     for form in readings:
-        words = words_of(form)
-        for start in range(0, max(1, len(words) - WINDOW + STRIDE), STRIDE):
+        words = judged_words(form)
+        for start in range(0, max(1, len(words) - WINDOW + STRIDE) if words else 0, STRIDE):
             yield vector_of(words[start : start + WINDOW])
+
+
+def judged_words(form: str) -> list[str]:
+    """The words of a plain form that are in trained letters; none where they are numbers alone."""
+    words = words_of(_UNTRAINED.sub(" ", form))
+    return words if any(word.isalpha() for word in words) else []
 
 
 def _forms(text: str) -> Iterable[str]:
@@ -102,7 +114,7 @@ def _forms(text: str) -> Iterable[str]:
 
 
 def vector_of(words: Sequence[str], lists: bool = True) -> Vector:
-    """The hashed features of some words, with length 1. `lists` false: without the word lists (for training)."""
+    """The hashed features of some words, with a length below 1 that grows with what they say. `lists` false: without the word lists (for training)."""
     named = [(name, 1.0) for name in _names(words)]
     named += [(f"={label}", _LIST) for label in _labels(words)] if lists else []
     sums: dict[int, float] = {}
@@ -111,7 +123,7 @@ def vector_of(words: Sequence[str], lists: bool = True) -> Vector:
         sums[code % DIMENSIONS] = sums.get(code % DIMENSIONS, 0.0) + (weight if code & 0x80000000 else -weight)
     places = np.fromiter(sums, np.int64, len(sums))
     values = np.fromiter(sums.values(), np.float32, len(sums))
-    return places, values / max(float(np.linalg.norm(values)), 1.0)
+    return places, values / np.float32(math.sqrt(float(values @ values) + _SHORT))
 
 
 def _names(words: Sequence[str]) -> Iterator[str]:

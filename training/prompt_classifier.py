@@ -1,9 +1,9 @@
 """Trains the prompt classifier of `platemark.safety.classifier`: deterministic, numpy alone, about a minute on one core.
 
-    python -m training.prompt_classifier [--check] [--folds 5]
+    python -m training.prompt_classifier [--check] [--folds 3]
 
 Learns from benchmarks/safety/prompts/develop.jsonl (never from the held-out half), training/prompt_sentences.tsv, and the names that the
-embedded model draws (harmless ones, short). Every text is learned twice, with and without the word lists that it met: the lists were
+embedded model draws (harmless ones, short). `plain` lines and names count less: they are many and alike. Every text is learned twice, with and without the word lists that it met: the lists were
 tuned on the same texts, and a classifier that leans on them alone would add nothing to them. Prints cross-validated rates, writes
 safety/data/prompt_classifier.safetensors, and its sha256 to put into `platemark.safety.classifier.SHA256`; `--check` only compares.
 """
@@ -22,8 +22,19 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import save
 
-from platemark.safety.classifier import BENIGN, CLASSES, DIMENSIONS, FILE, SHA256, Vector, Weights, probabilities, unsafe_scores, vector_of
-from platemark.safety.lexicon import words_of
+from platemark.safety.classifier import (
+    BENIGN,
+    CLASSES,
+    DIMENSIONS,
+    FILE,
+    SHA256,
+    Vector,
+    Weights,
+    judged_words,
+    probabilities,
+    unsafe_scores,
+    vector_of,
+)
 from platemark.safety.normalize import plain
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -31,9 +42,10 @@ DEVELOP = ROOT / "benchmarks" / "safety" / "prompts" / "develop.jsonl"
 SENTENCES = ROOT / "training" / "prompt_sentences.tsv"
 NAMES = ROOT / "src" / "platemark" / "models" / "emoji" / "names.txt"
 WEAPONS = ("crossed swords", "bow and arrow", "bomb", "dagger", "axe", "kitchen knife")  # names that are not harmless
-NAME_WEIGHT = 0.3  # they are many and alike
-L2, STEPS, RATE = 3e-6, 80, 0.15
-BENIGN_BIAS = 1.2  # added to the logit of `benign`: at a score of 0.5 the classifier alone blocks few harmless prompts
+NAME_WEIGHT = 0.3  # of one of them, and of a plain prompt
+PLAIN = "plain"  # the first column of harmless prompts without any word that misleads
+L2, STEPS = 2e-6, 250
+BENIGN_BIAS = 1.36  # added to the logit of `benign`: at a score of 0.5 the classifier alone blocks few harmless prompts
 MOST_WORDS = 40
 
 
@@ -47,23 +59,22 @@ class Sample:
     weight: float = 1.0
 
 
-@dataclass(frozen=True)
 class Sparse:
-    """Rows of features, flat: `rows`, `places`, `values` of the entries that are not 0, in order of rows."""
+    """A matrix of `count` rows of features, of which only the entries that are not 0 are kept."""
 
-    rows: NDArray[np.int64]
-    places: NDArray[np.int64]
-    values: NDArray[np.float32]
-    count: int
+    def __init__(self, rows: NDArray[np.int64], places: NDArray[np.int64], values: NDArray[np.float32], count: int) -> None:
+        """`rows`, `places`, `values`: of each entry, in order of rows."""
+        self._rows, self._places, self._values, self.count = rows, places, values[:, None], count
+        self._order = np.argsort(places, kind="stable")
+        self._sorted = places[self._order]
 
     def times(self, table: NDArray[np.float32]) -> NDArray[np.float32]:
         """(count, classes): the matrix times `table`."""
-        return _grouped(table[self.places] * self.values[:, None], self.rows, self.count)
+        return _grouped(table[self._places] * self._values, self._rows, self.count)
 
     def transposed_times(self, error: NDArray[np.float32]) -> NDArray[np.float32]:
         """(DIMENSIONS, classes): the transposed matrix times `error`."""
-        order = np.argsort(self.places, kind="stable")
-        return _grouped(error[self.rows[order]] * self.values[order, None], self.places[order], DIMENSIONS)
+        return _grouped((error[self._rows] * self._values)[self._order], self._sorted, DIMENSIONS)
 
 
 def _grouped(terms: NDArray[np.float32], keys: NDArray[np.int64], count: int) -> NDArray[np.float32]:
@@ -79,7 +90,7 @@ def samples() -> list[Sample]:
     entries = [json.loads(line) for line in DEVELOP.read_text(encoding="utf-8").splitlines()]
     found = [_developed(entry) for entry in entries if entry["obfuscation"] != "base64"]
     lines = [line for line in SENTENCES.read_text(encoding="utf-8").splitlines() if not line.startswith("#")]
-    found += [Sample(category, text, text) for category, _, text in (line.partition("\t") for line in lines)]
+    found += [_written(*line.split("\t")) for line in lines]
     names = [name.strip() for name in NAMES.read_text(encoding="utf-8").splitlines() if name.strip()]
     return found + [Sample(BENIGN, name, name, NAME_WEIGHT) for name in names if name not in WEAPONS]
 
@@ -88,8 +99,12 @@ def _developed(entry: dict[str, str]) -> Sample:
     return Sample(entry["category"] if entry["label"] == "unsafe" else BENIGN, entry["text"], entry["source_id"] or entry["id"])
 
 
+def _written(category: str, text: str) -> Sample:
+    return Sample(BENIGN, text, text, NAME_WEIGHT) if category == PLAIN else Sample(category, text, text)
+
+
 def features(chosen: Sequence[Sample], lists: bool) -> list[Vector]:
-    return [vector_of(words_of(plain(sample.text))[:MOST_WORDS], lists) for sample in chosen]
+    return [vector_of(judged_words(plain(sample.text))[:MOST_WORDS], lists) for sample in chosen]
 
 
 def sparse(vectors: Sequence[Vector]) -> Sparse:
@@ -98,23 +113,38 @@ def sparse(vectors: Sequence[Vector]) -> Sparse:
 
 
 def fit(vectors: Sequence[Vector], chosen: Sequence[Sample]) -> Weights:
-    """Multinomial logistic regression with an L2 penalty, by Adam over all rows at once."""
+    """Multinomial logistic regression with an L2 penalty, by Nesterov's accelerated descent over all rows at once.
+
+    A method with one step size for all features, so that what stands in one text alone gets no more weight than that text earns.
+    """
     matrix = sparse(vectors)
     wanted = np.eye(len(CLASSES), dtype=np.float32)[[CLASSES.index(sample.category) for sample in chosen]]
     share = np.array([sample.weight for sample in chosen], np.float32)[:, None]
     share /= share.sum()
+    step = 1 / (_steepest(matrix, share) + L2)
     values = np.zeros((DIMENSIONS + 1, len(CLASSES)), np.float32)  # the last row is the bias
-    first, second = np.zeros_like(values), np.zeros_like(values)
-    for step in range(1, STEPS + 1):
-        logits = matrix.times(values[:-1]) + values[-1]
+    ahead = values
+    for number in range(STEPS):
+        logits = matrix.times(ahead[:-1]) + ahead[-1]
         chance = np.exp(logits - logits.max(axis=1, keepdims=True))
         error = (chance / chance.sum(axis=1, keepdims=True) - wanted) * share
-        slope = np.concatenate([matrix.transposed_times(error) + L2 * values[:-1], error.sum(axis=0, keepdims=True)])
-        first, second = 0.9 * first + 0.1 * slope, 0.999 * second + 0.001 * slope**2
-        values -= RATE * (first / (1 - 0.9**step)) / (np.sqrt(second / (1 - 0.999**step)) + 1e-8)
+        slope = np.concatenate([matrix.transposed_times(error) + L2 * ahead[:-1], error.sum(axis=0, keepdims=True)])
+        before, values = values, ahead - step * slope
+        ahead = values + number / (number + 3) * (values - before)
     bias = values[-1].copy()
     bias[CLASSES.index(BENIGN)] += BENIGN_BIAS
     return Weights(values[:-1], bias)
+
+
+def _steepest(matrix: Sparse, share: NDArray[np.float32]) -> np.float32:
+    """A bound of the loss's curvature: half of the largest eigenvalue of the weighted Gram matrix (power iteration), and a fifth more."""
+    vector, length = np.ones((DIMENSIONS + 1, 1), np.float32), np.float32(1)
+    for _ in range(10):
+        product = (matrix.times(vector[:-1]) + vector[-1]) * share
+        vector = np.concatenate([matrix.transposed_times(product), product.sum(axis=0, keepdims=True)])
+        length = np.float32(np.linalg.norm(vector))
+        vector /= length
+    return np.float32(0.6) * length
 
 
 def rates(scores: NDArray[np.float64], unsafe: NDArray[np.bool_]) -> str:
@@ -124,7 +154,7 @@ def rates(scores: NDArray[np.float64], unsafe: NDArray[np.bool_]) -> str:
 
 
 def cross_validate(chosen: Sequence[Sample], folds: int) -> None:
-    """Prints what a classifier does on texts whose group it has not seen, names left out."""
+    """Prints what a classifier does on texts whose group it has not seen."""
     both = {lists: features(chosen, lists) for lists in (True, False)}
     fold = np.array([zlib.crc32(sample.group.encode()) % folds for sample in chosen])
     scores = {lists: np.zeros(len(chosen)) for lists in both}
@@ -135,9 +165,10 @@ def cross_validate(chosen: Sequence[Sample], folds: int) -> None:
         for lists in both:
             scores[lists][outside] = [unsafe_scores(probabilities(weights, both[lists][i])).max() for i in outside]
     counted = np.array([sample.weight == 1 for sample in chosen])
-    unsafe = np.array([sample.category != BENIGN for sample in chosen])[counted]
+    unsafe = np.array([sample.category != BENIGN for sample in chosen])
     for lists in both:
-        print("with" if lists else "without", "the word lists:", rates(scores[lists][counted], unsafe))
+        print("with" if lists else "without", "the word lists:", rates(scores[lists][counted], unsafe[counted]))
+        print("    plain prompts and names stopped at 0.5:", f"{100 * (scores[lists][~counted] >= 0.5).mean():.2f} %")
 
 
 def packed(weights: Weights) -> bytes:

@@ -47,7 +47,7 @@ class Line:
 def expand(paths: Sequence[Path]) -> list[Path]:
     """Files as given, and in place of a folder the pictures below it by their suffix, in order. Links to folders are not followed.
 
-    Raises `InputError` for a folder that holds none or cannot be listed.
+    A folder below that cannot be listed stands for itself: its line is an error. Raises `InputError` for a folder that holds no picture.
     """
     return [file for path in paths for file in (_pictures(path) if path.is_dir() else [path])]
 
@@ -199,7 +199,7 @@ def _pictures(folder: Path) -> list[Path]:
     if not found:
         reason = f": {failed[0].strerror}" if failed else ""
         raise InputError(f"there is no picture in the folder {str(folder)[-120:]!r}{reason}", "name another folder, or files")
-    return found
+    return found + [Path(error.filename) for error in failed]
 
 
 def _cores() -> int:

@@ -6,7 +6,7 @@ from platemark.provenance.credentials import CredentialReport
 from platemark.provenance.verify.evidence import Evidence
 from platemark.provenance.verify.report import RegistryLayer, Verdict, WatermarkLayer
 
-_NAMED = 5  # ingredients that are named
+_NAMED = 5  # ingredients, or sources of claims, that are named
 _TRUST = {
     "trusted": "This machine trusts the signer: its certificate leads to a root that is trusted here.",
     "development identity": "The signer is a development identity, which proves nothing about who made the picture.",
@@ -29,8 +29,10 @@ def summarize(verdict: Verdict, evidence: Evidence) -> list[str]:
     if evidence.recovered is not None:
         said.append(_of_recovered(evidence.recovered))
     said += _of_claims(evidence)
-    if verdict == "unsigned-claims":
-        said.append("The metadata claims an origin, but nothing proves it.")
+    claims = evidence.metadata.get("claims", ())
+    if verdict == "unsigned-claims" and claims:
+        sources = ", ".join(str(claim["source"]) for claim in claims[:_NAMED])
+        said.append(f"The metadata claims an origin ({sources}), but nothing proves it.")
     return said
 
 

@@ -68,7 +68,7 @@ class StubPipeline:
         images = np.stack([self.draw(seed) for seed in seeds])
         if on_step is not None:
             on_step(1, 1)
-        return SimpleNamespace(images=images, seeds=seeds, timings={"denoise": 1.0}, notes=())
+        return SimpleNamespace(images=images, seeds=seeds, timings={"denoise": 1.0}, notes=(), resampled_from=None)
 
 
 @dataclass

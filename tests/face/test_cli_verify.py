@@ -203,6 +203,33 @@ def test_nothing_to_verify_is_refused(run: Callable[..., Result], tmp_path: Path
         assert len(done.stderr.strip().splitlines()) == 1
 
 
+def test_what_cannot_be_read_does_not_stop_the_others(
+    run: Callable[..., Result], files: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a user who may not read: the check of `os.access` must not end the command before the other files are verified."""
+    monkeypatch.setattr("os.access", lambda *_, **__: False)
+    done = run(files["none"], tmp_path / "missing.png", "--json", "--fast")
+    assert done.exit_code == 2
+    assert [json.loads(line).get("verdict") for line in done.stdout.splitlines()] == ["none", None]
+
+
+def test_contradicting_searches_are_refused(run: Callable[..., Result], files: dict[str, Path]) -> None:
+    done = run(files["none"], "--fast", "--deep")
+    assert done.exit_code == 2
+    assert "contradict" in done.stderr
+
+
+def test_a_report_that_has_no_place_is_refused_before_the_work(run: Callable[..., Result], files: dict[str, Path], tmp_path: Path) -> None:
+    done = run(files["none"], "--fast", "--signed-report", tmp_path / "missing" / "r.json")
+    assert done.exit_code == 2
+    assert "cannot write" in done.stderr
+    assert done.stdout == ""
+
+
+def test_the_source_of_a_claim_is_named(run: Callable[..., Result], files: dict[str, Path]) -> None:
+    assert "claims an origin (web-ui parameters), but nothing proves it" in run(files["unsigned-claims"], "--fast").stdout
+
+
 def test_the_python_face(files: dict[str, Path], home: Path, stamped: Stamped, tmp_path: Path) -> None:
     report = platemark.verify(files["trusted"], home=home, deep=False)
     assert isinstance(report, platemark.VerifyReport)

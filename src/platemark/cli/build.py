@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from platemark.cli.output import emit, json_option, progress, say
+from platemark.cli.output import emit, json_option, progress, say, spelled
 from platemark.errors import InputError, MissingExtra
+
+if TYPE_CHECKING:
+    from platemark.runtime.bundle import BuiltEngine
 
 NO_CLIP = "no CLIP: rebuild with --clip, or no preset policy can look for concepts in its pictures"
 
@@ -22,13 +25,24 @@ NO_CLIP = "no CLIP: rebuild with --clip, or no preset policy can look for concep
 @click.option("--clip-weights", type=click.Path(path_type=Path), help="The safetensors file of a model given by name.")
 @click.option("--clip-precision", type=click.Choice(["fp32", "int8"]), help="Of the CLIP exported alone. [default: fp32]")
 @click.option("--clip-domain", metavar="NAME", help="What pictures the CLIP knows. [default: its config's, else general]")
+@click.option("--backend", metavar="NAME", help="Engines beyond the portable graphs: openvino, tensorrt-rtx or tensorrt.")
+@click.option("--precision", type=click.Choice(["fp32", "fp16", "bf16"]), default="fp32", show_default=True, help="Of those engines.")
+@click.option("--target", "targets", metavar="SM", multiple=True, help="A GPU that plans are for, as sm_89; several in one plan.")
+@click.option(
+    "--profile",
+    "profiles",
+    metavar="COMPONENT:DIM=MIN,OPT,MAX",
+    multiple=True,
+    help="Sizes that a plan is for, as unet:height=32,64,128. [default: half, native and twice the size]",
+)
 @click.option("--force", is_flag=True, help="Replace an existing bundle.")
 @json_option
-def command(checkpoint: Path | None, output: Path, loras: tuple[str, ...], force: bool, as_json: bool, **clip: Any) -> int:
+def command(checkpoint: Path | None, output: Path, loras: tuple[str, ...], force: bool, as_json: bool, **options: Any) -> int:
     """Build a bundle from a diffusers CHECKPOINT folder (extra `build`).
 
     With --clip and no CHECKPOINT the CLIP alone is exported, into a folder that a policy can name.
     """
+    clip = {name: value for name, value in options.items() if name.startswith("clip")}
     try:
         import diffusers  # noqa: F401
         import onnx  # noqa: F401
@@ -36,6 +50,7 @@ def command(checkpoint: Path | None, output: Path, loras: tuple[str, ...], force
     except ImportError as error:
         raise MissingExtra(f"building (no module {error.name!r})", "build") from error
     from platemark.optimize.build import build
+    from platemark.optimize.engines import request_for
     from platemark.optimize.lora import Lora
 
     if checkpoint is None:
@@ -44,9 +59,11 @@ def command(checkpoint: Path | None, output: Path, loras: tuple[str, ...], force
         return _export_clip(output, force, as_json, clip)
     if clip["clip_precision"]:
         raise InputError("--clip-precision is for a CLIP exported alone", "leave CHECKPOINT out, and name the folder in a policy")
+    backend = spelled(options["backend"])
+    engines = request_for(backend, options["precision"], options["targets"], options["profiles"])
     with progress("building") as update, _staged(clip) as folder:
         merged = [Lora.parse(text) for text in loras]
-        manifest = build(checkpoint, output, clip=folder, loras=merged, replace=force, on_progress=update)
+        manifest = build(checkpoint, output, clip=folder, loras=merged, replace=force, engines=engines, on_progress=update)
     if as_json:
         emit({"bundle": str(output), "manifest": manifest.model_dump(mode="json")})
         return 0
@@ -54,6 +71,12 @@ def command(checkpoint: Path | None, output: Path, loras: tuple[str, ...], force
         worst = max(comparison.rel_l2_error for comparison in component.parity.comparisons)
         bound, shapes = component.parity.bound_rel_l2, len(component.parity.comparisons)
         say(f"{name:13} {component.precision}  parity {worst:.1e} (bound {bound:.0e}) over {shapes} shapes")
+    for engine in manifest.engines:
+        say(f"{engine.component:13} {engine.precision}  {engine.backend} for {engine.device}: {_proof(engine)}")
+        for given_up in engine.tried:
+            say(f"{'':13} given up: {given_up}")
+    for backend_name, end in manifest.engines_end_to_end.items():
+        say(f"end to end    {end.psnr:.1f} dB on {backend_name} (bound {end.bound_psnr:.0f} dB)")
     say(f"end to end    {manifest.end_to_end.psnr:.1f} dB against the reference (bound {manifest.end_to_end.bound_psnr:.0f} dB)")
     for lora in manifest.source.loras:
         lost = f"; no place for {', '.join(lora.unmatched)}" if lora.unmatched else ""
@@ -104,3 +127,10 @@ def _export_clip(output: Path, force: bool, as_json: bool, options: dict[str, An
         say(f"{tower:5} {parity['precision']}  cosine {min(parity['cosines']):.4f} with its reference (bound {parity['bound_cosine']})")
     say(f"{output}")
     return 0
+
+
+def _proof(engine: BuiltEngine) -> str:
+    if engine.parity is None:
+        return "plan built, never run"
+    worst = max(comparison.rel_l2_error for comparison in engine.parity.comparisons)
+    return f"parity {worst:.1e} (bound {engine.parity.bound_rel_l2:.0e})"

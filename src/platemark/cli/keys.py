@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,9 @@ if TYPE_CHECKING:
     from platemark.provenance.certificates import Algorithm
 
 ALGORITHMS = ("es256", "es384", "es512", "ps256", "ed25519")
-passphrase_option = click.option("--passphrase", is_flag=True, help="Ask for the passphrase of the file.")
+passphrase_option = click.option(
+    "--passphrase", is_flag=True, help="Ask for the passphrase of the file (without a terminal: the first line of stdin)."
+)
 
 
 @click.group("keys")
@@ -94,7 +97,15 @@ def import_(file: Path, key: Path | None, signer_command: str | None, force: boo
 
 
 def _ask(wanted: bool, *, confirm: bool) -> str | None:
-    return str(click.prompt("Passphrase", hide_input=True, confirmation_prompt=confirm, err=True)) if wanted else None
+    """The passphrase: asked for on a terminal, else the first line of standard input."""
+    if not wanted:
+        return None
+    if not sys.stdin.isatty():
+        secret = sys.stdin.readline().rstrip("\r\n")
+        if not secret:
+            raise click.UsageError("--passphrase without a terminal reads it from standard input, which is empty")
+        return secret
+    return str(click.prompt("Passphrase", hide_input=True, confirmation_prompt=confirm, err=True))
 
 
 def _moved(verb: str, key_ids: list[str], as_json: bool) -> int:

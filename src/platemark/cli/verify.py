@@ -24,7 +24,7 @@ _PATH = click.Path(path_type=Path)
 
 
 @click.command("verify")
-@click.argument("files", metavar="FILE|DIR|-...", nargs=-1, type=_PATH)
+@click.argument("files", metavar="FILE|DIR|-...", nargs=-1, type=click.Path(path_type=Path, readable=False))
 @click.option("--fast", is_flag=True, help="Search the watermark in the likely geometries alone.")
 @click.option("--deep", is_flag=True, help="Search it in every geometry, also for more than 16 files.")
 @click.option("--profile", metavar="NAME", help="Which fields of a regime are there: eu-art50, ca-sb942, cn-gb45438 or iptc.")
@@ -46,6 +46,8 @@ def command(files: tuple[Path, ...], as_json: bool, **options: Any) -> int:
     """
     if options["check_report"] is not None:
         return _check(options["check_report"], files, _trust(options), as_json)
+    if options["fast"] and options["deep"]:
+        raise click.UsageError("--fast and --deep contradict each other")
     if not files:
         raise InputError("there is nothing to verify", "name files or folders, or - for standard input")
     return _verify(files, options, as_json)
@@ -109,11 +111,13 @@ def _trust(options: dict[str, Any]) -> TrustLists:
 
 
 def _signed_lines(path: Path | None) -> list[dict[str, Any]] | None:
-    """An empty list where a signed report is wanted, once there is an identity to sign it with: before the work, not after."""
+    """An empty list where a signed report is wanted, once there is an identity to sign it with and a place for it: before the work."""
     if path is None:
         return None
+    from platemark.provenance.files import require_writable
     from platemark.provenance.verify.signed import signer
 
+    require_writable(path)
     signer()
     return []
 
@@ -161,10 +165,16 @@ def _print(line: dict[str, Any]) -> None:
         _tell(f"  {sentence}")
     _tell("  axes       " + ", ".join(f"{name} {value}" for name, value in line["axes"].items()))
     for name, layer in line["layers"].items():
-        facts = ", ".join(f"{key} {value}" for key, value in layer.items() if key != "state" and isinstance(value, str | int | float))
+        facts = ", ".join(
+            f"{key} {_short(value)}" for key, value in layer.items() if key != "state" and isinstance(value, str | int | float)
+        )
         _tell(f"  {name:10} {layer.get('state', '')}" + (f"  ({facts})" if facts else ""))
     if "profile" in line:
         _print_profile(line["profile"])
+
+
+def _short(value: Any) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
 def _print_profile(profile: dict[str, Any]) -> None:

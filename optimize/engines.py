@@ -1,0 +1,184 @@
+"""Engines beyond the portable graph, made while a bundle is built: compared where they can run here, built as plans where they cannot.
+
+Knows which components and sizes there are, and nothing of a backend but its module's functions.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Literal
+
+from platemark.errors import InputError, ParityError
+from platemark.optimize.export import Spec
+from platemark.optimize.staging import write_file
+from platemark.runtime import backends
+from platemark.runtime.bundle import BuiltEngine, Parity
+from platemark.runtime.devices import parse_target
+from platemark.runtime.parity import BOUNDS, Recorded, check
+
+Range = tuple[int, int, int]
+Precision = Literal["fp32", "fp16", "bf16"]
+PORTABLE = "onnxruntime"
+_PRECISIONS: dict[str, Precision] = {"fp32": "fp32", "fp16": "fp16", "bf16": "bf16"}
+_PLANS: tuple[Precision, ...] = ("fp32", "fp16")
+_BATCH = {"unet": (1, 2, 16), "text_encoder": (1, 2, 16)}  # the rest sees pictures one by one
+
+
+@dataclass(frozen=True)
+class EngineRequest:
+    """What `build` is asked for beyond the portable graphs: a backend's module name and, for plans, the GPUs and sizes.
+
+    `profiles`: component → free dim → (smallest, usual, largest), over those of `default_profile`.
+    """
+
+    backend: str
+    precision: Precision = "fp32"
+    targets: tuple[str, ...] = ()
+    profiles: Mapping[str, Mapping[str, Range]] = field(default_factory=dict)
+
+    @property
+    def module(self) -> ModuleType:
+        return backends.find(self.backend)
+
+    @property
+    def plans(self) -> bool:
+        """Whether its engines are plans, which cannot be run by this version."""
+        return hasattr(self.module, "build_plan")
+
+
+def request_for(backend: str | None, precision: str, targets: Sequence[str], profiles: Sequence[str]) -> EngineRequest | None:
+    """The request in a user's words: targets as `sm_89`, profiles as `unet:height=32,64,128`. None without a backend.
+
+    Raises `InputError`.
+    """
+    if backend is None:
+        if targets or profiles or precision != "fp32":
+            raise InputError("--precision, --target and --profile are of another backend's engines", "name it with --backend")
+        return None
+    if precision not in _PRECISIONS:
+        raise InputError(f"there is no precision {precision[:20]!r}", f"choose one of {', '.join(BOUNDS)}")
+    backends.find(backend)
+    return EngineRequest(backend, _PRECISIONS[precision], tuple(parse_target(target) for target in targets), _profiles(profiles))
+
+
+def _profiles(texts: Sequence[str]) -> dict[str, dict[str, Range]]:
+    found: dict[str, dict[str, Range]] = {}
+    for text in texts:
+        match = re.fullmatch(r"([a-z_]+):([a-z]+)=(\d{1,6}),(\d{1,6}),(\d{1,6})", text.strip())
+        if match is None:
+            raise InputError(f"{text[:60]!r} is no profile", "write it as unet:height=32,64,128: component, dim, smallest, usual, largest")
+        found.setdefault(match[1], {})[match[2]] = (int(match[3]), int(match[4]), int(match[5]))
+    return found
+
+
+def checked(request: EngineRequest) -> EngineRequest:
+    """The request with its targets in order. Raises `InputError` and `MissingExtra` for all that can be refused before any work."""
+    module = request.module
+    if request.plans:
+        module.version()
+        if request.precision not in _PLANS:
+            raise InputError(f"{request.backend} plans are {' or '.join(_PLANS)}, not {request.precision}", "choose one with --precision")
+        return EngineRequest(request.backend, request.precision, module.check_targets(request.targets), request.profiles)
+    if not hasattr(module, "load_blob"):
+        raise InputError(f"{request.backend} has no engines to build beyond the portable graphs", "leave --backend out")
+    if request.targets or request.profiles:
+        raise InputError(f"{request.backend} compiles where it runs, for every size", "leave --target and --profile out")
+    module.check_precision(request.precision)
+    return request
+
+
+def default_profile(spec: Spec) -> dict[str, Range]:
+    """Free dim → (smallest, usual, largest): half and twice the usual height and width; tokens up to one prompt, four in the UNet."""
+    found: dict[str, Range] = {"batch": _BATCH.get(spec.component, (1, 1, 4))}
+    for dim, (step, usual) in spec.limits.items():
+        if dim == "tokens":
+            found[dim] = (1, usual, usual * 4 if spec.component == "unet" else usual)
+        else:
+            found[dim] = (max(step, usual // 2 // step * step), usual, usual * 2)
+    return found
+
+
+def make_engine(request: EngineRequest, spec: Spec, recorded: list[Recorded], stage: Path, reference: str) -> tuple[BuiltEngine, list[str]]:
+    """The record of one component's engine, and the files (POSIX paths) that were written for it.
+
+    `reference` names what `recorded` holds the outputs of. Raises `ParityError`, `EngineError`, `InputError`.
+    """
+    if request.plans:
+        return _plan(request, spec, recorded, stage, reference)
+    module = request.module
+    engine = module.compile_graph(stage / spec.graph, precision=request.precision)
+    parity = check(spec.component, recorded, engine, (reference, module.label()), request.precision)
+    record = BuiltEngine(
+        component=spec.component,
+        backend=request.backend,
+        version=module.version(),
+        precision=request.precision,
+        device=module.device(),
+        state="compared",
+        parity=parity,
+    )
+    return record, []
+
+
+def _plan(request: EngineRequest, spec: Spec, recorded: list[Recorded], stage: Path, reference: str) -> tuple[BuiltEngine, list[str]]:
+    """A plan, from a graph that was compared in ONNX Runtime; in float32 where the float16 graph is over its bound."""
+    precision, graph, parity, tried = _graph(request.precision, spec, recorded, stage, reference)
+    folder = stage.joinpath(*spec.graph.split("/")).parent
+    profile = {**default_profile(spec), **request.profiles.get(spec.component, {})}
+    plan = request.module.build_plan(spec.component, graph, folder, request.targets, profile)
+    place = f"engines/{request.backend}-{plan.version}-{'-'.join(request.targets)}"
+    files = {f"{place}/{spec.component}.plan": plan.data, f"{place}/{spec.component}.json": _json(plan.report())}
+    for name, data in files.items():
+        write_file(stage / name, data)
+    record = BuiltEngine(
+        component=spec.component,
+        backend=request.backend,
+        version=plan.version,
+        precision=precision,
+        device=" ".join(request.targets),
+        profile=plan.profile,
+        file=next(iter(files)),
+        state="plan built",
+        graph_parity=parity,
+        tried=tried,
+    )
+    return record, list(files)
+
+
+def _graph(
+    wanted: Precision, spec: Spec, recorded: list[Recorded], stage: Path, reference: str
+) -> tuple[Precision, bytes, Parity | None, list[str]]:
+    """Precision, graph, how far that graph is off in ONNX Runtime, and what was tried before. float32 was compared already."""
+    path = stage / spec.graph
+    if wanted == "fp16":
+        import onnx
+
+        from platemark.optimize.passes.half import to_half
+
+        model = onnx.load(path, load_external_data=False)
+        to_half(model)
+        data = model.SerializeToString(deterministic=True)
+        try:
+            return "fp16", data, _compared(spec, data, path, recorded, reference), []
+        except ParityError as error:
+            return "fp32", path.read_bytes(), None, [f"fp16: {error.message} (bound {BOUNDS['fp16']:.0e})"]
+    return "fp32", path.read_bytes(), None, []
+
+
+def _compared(spec: Spec, graph: bytes, beside: Path, recorded: list[Recorded], reference: str) -> Parity:
+    portable = backends.find(PORTABLE)
+    trial = beside.with_name(f".{spec.component}.trial.onnx")
+    try:
+        write_file(trial, graph)
+        return check(spec.component, recorded, portable.compile_graph(trial), (reference, portable.label()), "fp16")
+    finally:
+        trial.unlink(missing_ok=True)
+
+
+def _json(value: dict[str, Any]) -> bytes:
+    return (json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode()
