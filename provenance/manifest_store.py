@@ -58,15 +58,28 @@ def delta_codes(parsed: dict[str, Any]) -> set[str]:
 def ingredients(parsed: dict[str, Any], other_codes: tuple[str, ...]) -> Iterator[Ingredient]:
     """The ingredients of every manifest, with the failures recorded for them, which the library's own state passes over.
 
-    `other_codes`: beginnings of codes that say nothing of integrity.
+    Those of the active manifest first, then those of its ingredients, and so on down. `other_codes`: beginnings of codes that say nothing
+    of integrity.
     """
-    for manifest in _dict(parsed.get("manifests")).values():
-        for found in _list(_dict(manifest).get("ingredients")):
+    for manifest in _downwards(parsed):
+        for found in _list(manifest.get("ingredients")):
             one = _dict(found)
             failures = {code for code in _recorded(one) if not code.startswith(other_codes)}
             title, relation = str(one.get("title") or ""), str(one.get("relationship") or "")
             signed = bool(one.get("active_manifest"))
             yield Ingredient(title[:MAX_TEXT], relation[:MAX_TEXT], signed, tuple(sorted(failures)), _remote(one))
+
+
+def _downwards(parsed: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Every manifest once, from the active one down; those that nothing leads to come last. The library's own order changes at random."""
+    left = {label: _dict(manifest) for label, manifest in _dict(parsed.get("manifests")).items()}
+    level = [str(parsed.get("active_manifest") or "")]
+    while left:
+        level = [label for label in level if label in left] or [min(left)]
+        label = level.pop(0)
+        manifest = left.pop(label)
+        yield manifest
+        level += [str(_dict(one).get("active_manifest") or "") for one in _list(manifest.get("ingredients"))]
 
 
 def actions(manifest: dict[str, Any]) -> Iterator[dict[str, Any]]:

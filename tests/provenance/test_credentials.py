@@ -17,6 +17,7 @@ from PIL import Image
 
 from platemark.errors import ProvenanceUnavailable
 from platemark.imaging import decode, encode
+from platemark.provenance import manifest_store
 from platemark.provenance.credentials import CredentialReport, read
 from platemark.provenance.identity import Identity, authorities, init_keys
 from platemark.provenance.record import DIGITAL_SOURCE_TYPE, WATERMARK_ALGORITHM, Facts
@@ -256,6 +257,15 @@ def test_a_tampered_ingredient_is_seen_though_the_library_says_trusted(signed: d
     assert report.state == "invalid"
     assert report.failures == ()
     assert "assertion.dataHash.mismatch" in report.ingredient_failures
+
+
+@pytest.mark.parametrize("stored", ["abcd", "dcba", "cadb"])
+def test_ingredients_come_from_the_active_manifest_down_in_whatever_order_they_are_stored(stored: str) -> None:
+    """c is active and was made from a and, through it, b; nothing leads to d; b names c again."""
+    below = {"a": ["b"], "b": ["c"], "c": ["a", ""], "d": [""]}
+    manifests = {label: {"ingredients": [{"title": f"{label}{to}", "active_manifest": to} for to in below[label]]} for label in stored}
+    found = manifest_store.ingredients({"active_manifest": "c", "manifests": manifests}, ())
+    assert [one.title for one in found] == ["ca", "c", "ab", "bc", "d"]
 
 
 def test_a_remote_manifest_is_named_and_not_fetched(own: Identity, picture: np.ndarray) -> None:

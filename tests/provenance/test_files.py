@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from platemark.errors import InputError, ProvenanceUnavailable
-from platemark.provenance.files import STALE_SECONDS, write_atomically
+from platemark.provenance.files import STALE_SECONDS, require_writable, write_atomically
 from platemark.provenance.home import home, locked, make_private, write_secret
 
 
@@ -25,6 +25,14 @@ def test_writes_and_replaces(tmp_path: Path) -> None:
     umask = os.umask(0)
     os.umask(umask)
     assert path.stat().st_mode & 0o777 == 0o666 & ~umask
+
+
+def test_a_place_for_a_file_is_checked_without_writing(tmp_path: Path) -> None:
+    require_writable(tmp_path / "x.json")
+    assert list(tmp_path.iterdir()) == []
+    for bad in (tmp_path, tmp_path / "missing" / "x.json"):
+        with pytest.raises(InputError, match="cannot write"):
+            require_writable(bad)
 
 
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

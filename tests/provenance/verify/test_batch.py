@@ -19,7 +19,7 @@ from jsonschema import Draft202012Validator
 from platemark.errors import InputError, MissingExtra
 from platemark.provenance.stamp import Stamped
 from platemark.provenance.verify import batch
-from platemark.provenance.verify.batch import DEEP_FILES, Settings, expand, is_deep, verify_all
+from platemark.provenance.verify.batch import DEEP_FILES, Settings, expand, is_deep, verify_all, verify_one
 from platemark.provenance.verify.output import COLUMNS, line_writer
 
 
@@ -51,6 +51,21 @@ def test_folders_stand_for_their_pictures(folder: Path, tmp_path: Path) -> None:
     assert expand([folder / "notes.txt", Path("-")]) == [folder / "notes.txt", Path("-")]  # what is named is taken as it is
     with pytest.raises(InputError, match="no picture in the folder"):
         expand([tmp_path])
+
+
+def test_a_folder_below_that_cannot_be_listed_is_an_error_line(folder: Path, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    inside, listed = next(path for path in sorted(folder.rglob("*")) if path.is_dir()), os.scandir
+
+    def closed(path: Any) -> Any:
+        if Path(path) == inside:
+            raise PermissionError(13, "Permission denied", str(path))
+        return listed(path)
+
+    monkeypatch.setattr(os, "scandir", closed)
+    found = expand([folder])
+    assert found[-1] == inside
+    assert 1 < len(found) < len(NAMES) + 1
+    assert "error" in verify_one(inside, str(inside), settings(home)).values
 
 
 def test_the_deep_search_is_for_few_files_or_on_request() -> None:
