@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
-from platemark.errors import ProvenanceUnavailable
+from platemark.errors import InputError, ProvenanceUnavailable
 from platemark.provenance.record import ProvenanceRecord
 
 if TYPE_CHECKING:
@@ -53,7 +53,10 @@ class Entry:
 
 @dataclass(frozen=True)
 class Filter:
-    """Which entries; every field that is set must hold. `since` counts, `until` does not any more (aware datetimes)."""
+    """Which entries; every field that is set must hold. `since` counts, `until` does not any more (aware datetimes).
+
+    Raises `InputError` for a number that no entry can have, which databases answer with errors of their own.
+    """
 
     issuer: int | None = None
     content_id: int | None = None
@@ -63,6 +66,12 @@ class Filter:
     request_hmac: str | None = None
     since: datetime | None = None
     until: datetime | None = None
+
+    def __post_init__(self) -> None:
+        for name, bits in (("issuer", 31), ("content_id", 63)):
+            number = getattr(self, name)
+            if number is not None and not 0 <= number < 1 << bits:
+                raise InputError(f"no {name.replace('_', ' ')} is so large or negative", f"give a number from 0 to {(1 << bits) - 1}")
 
     def where(self) -> list[ColumnElement[bool]]:
         """As conditions on the records table."""

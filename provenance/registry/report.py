@@ -82,8 +82,8 @@ def prune(registry: Registry, days: float, *, keep: Keep, issuer: int | None, dr
     """Empties what was released more than so many days ago."""
     try:
         before = datetime.now(UTC) - timedelta(days=days)
-    except OverflowError as error:
-        raise InputError(f"{days:g} days ago is before the calendar begins", "give fewer days") from error
+    except (OverflowError, ValueError) as error:
+        raise InputError(f"{days:g} days ago is no time of the calendar", "give fewer days") from error
     done = registry.prune(before, keep=keep, issuer=issuer, dry_run=dry_run)
     if compact and not dry_run:
         registry.compact()

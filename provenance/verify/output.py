@@ -22,7 +22,7 @@ FORMATS = (".jsonl", ".csv", ".parquet")
 COLUMNS = (
     "file", "verdict", "integrity", "trust", "recovery", "content_id", "issuer", "sha256", "c2pa", "signer", "claim_generator",
     "digital_source_type", "signed_at", "watermark", "p_value", "metadata", "claims", "registry", "created", "distance", "summary",
-    "error", "message",
+    "error", "message", "profile", "missing", "wrong", "not_checked",
 )  # fmt: skip
 _INTEGERS, _FLOATS = ("content_id", "issuer", "distance"), ("p_value",)
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
@@ -74,6 +74,14 @@ def flat(line: Mapping[str, Any]) -> dict[str, Any]:
     row |= {"p_value": watermark.get("p_value"), "created": registry.get("created"), "distance": registry.get("distance")}
     row["claims"] = "; ".join(claim["source"] for claim in metadata.get("claims", ())) or None
     row["summary"] = " ".join(line["summary"])
+    return row | (_profile_row(line["profile"]) if "profile" in line else {})
+
+
+def _profile_row(profile: Mapping[str, Any]) -> dict[str, str]:
+    """The profile's name, and the ids of its rows that are not present."""
+    row = {"profile": str(profile["name"])}
+    for column, status in (("missing", "missing"), ("wrong", "wrong"), ("not_checked", "not-checked")):
+        row[column] = "; ".join(str(one["id"]) for one in profile["rows"] if one["status"] == status)
     return row
 
 

@@ -183,6 +183,16 @@ def test_profiles(profile: str, run: Callable[..., Result], files: dict[str, Pat
     assert run(files["trusted"], "--profile", "xx").exit_code == 2
 
 
+def test_a_profile_is_in_the_table_too(run: Callable[..., Result], files: dict[str, Path], tmp_path: Path) -> None:
+    run(files["trusted"], files["none"], "--fast", "--profile", "iptc", "-o", tmp_path / "o.csv")
+    with (tmp_path / "o.csv").open(encoding="utf-8", newline="") as handle:
+        ours, plain = csv.DictReader(handle)
+    rows = json.loads(run(files["none"], "--fast", "--json", "--profile", "iptc").stdout)["profile"]["rows"]
+    assert (plain["profile"], plain["missing"]) == ("iptc", "; ".join(row["id"] for row in rows))
+    assert len(ours["missing"]) < len(plain["missing"])
+    assert ours["wrong"] == ours["not_checked"] == ""
+
+
 def test_hostile_names_do_not_reach_the_terminal(run: Callable[..., Result], tmp_path: Path) -> None:
     xmp = (
         b'<x xmlns:Iptc4xmpExt="http://iptc.org/std/Iptc4xmpExt/2008-02-29/" Iptc4xmpExt:AISystemUsed="a&#x9b;31mb"/>'

@@ -78,12 +78,40 @@ def test_every_word_is_in_a_window() -> None:
         assert (found - 1) * STRIDE + WINDOW >= count
 
 
-def test_vectors_are_short_and_of_length_one() -> None:
-    places, values = vector_of(["naked", "woman"])
+def test_vectors_are_short_and_longer_where_more_is_said() -> None:
+    places, _ = vector_of(["naked", "woman"])
     assert 0 < len(places) < 80
     assert places.max() < DIMENSIONS
-    assert float(np.linalg.norm(values)) == pytest.approx(1.0, abs=1e-6)
+    lengths = [float(np.linalg.norm(vector_of(["woman", "reading", "books"][:count])[1])) for count in (0, 1, 2, 3)]
+    assert lengths == sorted(lengths)
+    assert lengths[0] == 0
+    assert lengths[-1] < 1
     assert vector_of(["naked"])[0].tolist() != vector_of(["naked"], lists=False)[0].tolist()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "صورة امرأة عارية",
+        "איש קורא ספר",
+        "एक महिला किताब पढ़ रही है",
+        "ผู้หญิงอ่านหนังสือ",
+        "여자가 책을 읽고 있다",
+        "γυναίκα διαβάζει",
+        "1984",
+        "صورة ١٩٨٤ 1984",
+    ],
+)
+def test_letters_that_it_was_not_trained_on_get_no_signal(detector: ClassifierDetector, text: str) -> None:
+    assert detector.observe(text, "prompt").signals == ()
+
+
+@pytest.mark.parametrize("text", ["{} قطة على الطاولة", "고양이 {} 책상", "고양이{}책상"])
+def test_a_mixed_text_is_judged_by_its_known_part(detector: ClassifierDetector, text: str) -> None:
+    alone, mixed = top(detector, "porn scene"), top(detector, text.format("porn scene"))
+    assert alone[0] > 0.5
+    assert mixed == alone
+    assert top(detector, text.format("cat"))[0] < 0.5
 
 
 def test_the_likeliest_class_answers_for_all_unsafe_ones() -> None:

@@ -19,6 +19,14 @@ def test_learns_from_the_developing_half_and_its_own_sentences_only() -> None:
     assert len({sample.text for sample in found if sample.weight == 1}) > 1000
 
 
+def test_plain_prompts_count_less_and_are_there_in_every_language() -> None:
+    plain = [line.split("\t")[1] for line in recipe.SENTENCES.read_text(encoding="utf-8").splitlines() if line.startswith("plain\t")]
+    weights = {sample.text: sample.weight for sample in recipe.samples() if sample.category == BENIGN}
+    assert {weights[text] for text in plain} == {recipe.NAME_WEIGHT}
+    for text in ("person", "Menschen", "une personne", "una mujer", "un uomo", "uma pessoa", "человек", "一个人", "人々"):
+        assert text in plain
+
+
 def test_sparse_sums_equal_dense_ones() -> None:
     rng = np.random.Generator(np.random.PCG64(1))
     vectors = [(np.sort(rng.choice(DIMENSIONS, 5, replace=False)), rng.normal(size=5).astype(np.float32)) for _ in range(4)]

@@ -61,7 +61,7 @@ def use(url: str | None, default: bool, as_json: bool) -> int:
 @click.option("--model", help="The sha256 of a model's weights.")
 @click.option("--since", type=moment, help="Released at this time (UTC) or later.")
 @click.option("--until", type=moment, help="Released before this time (UTC).")
-@click.option("--limit", type=click.IntRange(1), default=20, show_default=True, help="At most so many.")
+@click.option("--limit", type=click.IntRange(1, 1_000_000), default=20, show_default=True, help="At most so many.")
 @url_option
 @json_option
 def search(image: Path | None, distance: int, limit: int, url: str | None, as_json: bool, **wanted: Any) -> int:

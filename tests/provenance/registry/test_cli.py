@@ -13,8 +13,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from PIL import Image
 
+from platemark.cli import main
 from platemark.provenance import png
 from platemark.provenance.identity import init_keys
 from platemark.provenance.record import Facts
@@ -88,6 +90,28 @@ def test_search(home: Path, released: list[Stamped], tmp_path: Path) -> None:
     assert (nothing.returncode, nothing.stdout, nothing.stderr) == (1, "", "nothing found\n")
     assert "nothing to search for" in refused(run("search", home=home))
     assert "cannot read" in refused(run("search", "--image", tmp_path / "missing.png", home=home))
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        "search --content-id 99999999999999999999", "search --issuer 4294967296", "search --issuer -1",
+        "search --sha256 a --limit 99999999999999999999", "export - --issuer 99999999999999999999",
+        "prune --older-than nan --yes", "prune --older-than 1e300 --yes",
+        "restore a.png -o b.png --content-id 99999999999999999999 --issuer 1",
+    ],
+)  # fmt: skip
+def test_numbers_that_no_database_takes_are_refused(
+    arguments: str, home: Path, released: list[Stamped], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Image.fromarray(released[0].pixels).save("a.png")
+    monkeypatch.setenv("PLATEMARK_HOME", str(home))
+    done = CliRunner().invoke(main, ["registry", *arguments.split()])
+    assert done.exit_code == 2, (done.output, done.exception)
+    assert done.stderr.startswith("error: ")
+    assert len(done.stderr.splitlines()) == 1
+    assert not Path("b.png").exists()
 
 
 def test_looking_makes_no_registry(tmp_path: Path) -> None:
