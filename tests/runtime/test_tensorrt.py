@@ -55,13 +55,13 @@ def test_a_text_encoder_builds_in_float32_although_its_attention_has_no_such_ker
 
 
 def test_a_plan_holds_these_weights_and_no_others(rtx: Any, copy: Path) -> None:
-    first, again = build(copy / "vae", "model.onnx"), build(copy / "vae", "model.onnx")
-    assert first.data == again.data
-    weights = copy / "vae" / "model.safetensors"
+    """Two plans of one graph need not be equal byte for byte, so a value is looked for that only one of them can hold."""
+    weights, marks = copy / "vae" / "model.safetensors", np.full(8, 0.7123, np.float32).tobytes()
+    assert marks[:4] not in build(copy / "vae", "model.onnx").data
     data = bytearray(weights.read_bytes())
-    data[-32:] = np.full(8, 0.7, np.float32).tobytes()
+    data[-32:] = marks
     weights.write_bytes(data)
-    assert build(copy / "vae", "model.onnx").data != first.data
+    assert marks[:4] in build(copy / "vae", "model.onnx").data
 
 
 def test_the_targets_are_in_the_plan(rtx: Any, miniature: Path) -> None:

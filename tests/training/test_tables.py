@@ -72,10 +72,11 @@ def test_the_committed_table_of_the_image_check() -> None:
 def test_the_image_checks_table_is_written_with_command_and_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from benchmarks import safety_names as module
     from platemark.models import embedded
-    from platemark.safety.decision import Action, Decision
+    from platemark.safety.decision import Action, Decision, Entry, Severity
 
+    seen = Entry(detector="clip", category="weapon", score=0.5, threshold=0.25, severity=Severity.MEDIUM, model_sha256="0" * 64, ms=1.0)
     blocked, allowed = (
-        Decision(stage="output_image", action=action, scores={"weapon": 0.5}, policy_id="standard", policy_sha256="0" * 64)
+        Decision(stage="output_image", action=action, entries=(seen,), policy_id="standard", policy_sha256="0" * 64)
         for action in (Action.BLOCK, Action.ALLOW)
     )
     inside = [module.Outcome("dagger", seed, blocked) for seed in range(3)] + [module.Outcome("bow", 0, None)]
