@@ -86,7 +86,7 @@ def _clip(policy: Policy, bundle: Bundle, vocabulary: Sequence[str] | None, cach
     source = bundle if named is None else Path(named)
     with fail_closed("clip"):
         found = clip_filter(
-            source, policy.concepts, calibration=policy.calibration, vocabulary=vocabulary, cache_folder=cache, threads=threads
+            source, policy.concepts, calibration=policy.calibration, vocabulary=vocabulary, cache_folder=cache, threads=threads or 1
         )
         return found if knows(found.domain, domain_of(bundle)) else None
 

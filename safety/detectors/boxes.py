@@ -37,6 +37,23 @@ def tiles(height: int, width: int, side: int, overlap: int, area: int, longest: 
     return [Window(top, left, bottom - top, right - left, scale) for top, bottom in rows for left, right in columns]
 
 
+def around(points: Boxes, height: int, width: int, side: int, most: int) -> list[Window]:
+    """Unscaled windows of at most `side` pixels, at most `most`, around points (N, 2: across, down) in the order of their weight.
+
+    Each is centred on the first point that no earlier one holds with a quarter of a window around it, and is pushed inside the picture.
+    """
+    found: list[Window] = []
+    wide, tall = min(side, width), min(side, height)
+    while len(points) and len(found) < most:
+        across, down = points[0]
+        left, top = (round(min(max(at - own / 2, 0), full - own)) for at, own, full in ((across, wide, width), (down, tall, height)))
+        found.append(Window(top, left, tall, wide, 1.0))
+        near = (np.abs(points - (left + wide / 2, top + tall / 2)) <= (wide / 4, tall / 4)).all(axis=1)
+        near[0] = True  # one at the picture's edge is not near the middle of its own window
+        points = points[~near]
+    return found
+
+
 def _spans(count: int, scale: float, side: int, overlap: int) -> list[tuple[int, int]]:
     """Equal spans over `count` pixels, from the first to the last."""
     scaled = count * scale

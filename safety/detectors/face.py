@@ -1,12 +1,14 @@
 """The face gate: CenterFace (Xu et al. 2019, MIT) finds faces, and knows nothing of whose they are, of age, or of photo against drawing.
 
 It was trained on photographs (WIDER FACE). A face counts from about 32 pixels a side on as the network sees it: of pictures up to 640
-pixels that is a fifteenth of the longer side; larger ones are looked at in tiles too. `training/convert_centerface.py` made the file.
+pixels that is a fifteenth of the longer side. Up to 1024 pixels smaller ones are found where the look at the whole hints at them, which
+it does for most from a sixteenth on; larger pictures are looked at in tiles too. `training/convert_centerface.py` made the file.
 """
 
 from __future__ import annotations
 
 import time
+from functools import partial
 from importlib.resources import files
 from pathlib import Path
 
@@ -16,8 +18,8 @@ from PIL import Image
 
 from platemark.runtime.engine import Array
 from platemark.safety.closed import fail_closed, require
-from platemark.safety.detectors.boxes import Boxes, Window, distinct, tiles, whole
-from platemark.safety.detectors.pictures import Picture, planes, require_picture, resized
+from platemark.safety.detectors.boxes import Boxes, Window, around, distinct, tiles, whole
+from platemark.safety.detectors.pictures import Picture, planes, require_picture, resized, side_by_side
 from platemark.safety.detectors.weights import Weights
 from platemark.safety.signals import Face, Observation, Signal
 
@@ -27,12 +29,17 @@ FLOOR = 0.2  # below it a box is not reported at all
 STRIDE, MULTIPLE = 4, 32  # pixels a cell of the maps; what the network's sides must be multiples of
 _WHOLE, _GROW = 480, 2.0  # longer side of the look at the whole picture; how much a small picture may grow
 _COARSE = 224  # of a second look, for faces that fill the picture: at 480 they score lower than at half of it
-_SMALL = 640  # pictures with no longer side get by with that look
+_SMALL = 640  # pictures with no longer side get by with these two looks
+_MEDIUM = 1024  # those up to here are looked at closely where a look at the whole hints at a face; larger ones in tiles, all over
+_HINT, _SURE = 0.03, 0.6  # a hint is a score from here on; faces from here on, the most that a policy may ask for, need no closer look
+_CLOSE, _MOST = 224, 5  # side of a closer look in the picture's own pixels, and how many there are at most
 _TILE, _OVERLAP, _AREA, _LONGEST = 640, 96, 1248**2, 4992
 _SAME, _INSIDE = 0.3, 0.7
 _GREY = 127
 _CANDIDATES = 2000  # best cells that are looked into: a bound on time, far above what a crowd needs
 _MAPS = {"heatmap": 1, "scale": 2, "offset": 2}
+_LANES = 2  # looks at a time
+Found = tuple[Boxes, NDArray[np.float64]]
 
 
 class FaceDetector:
@@ -43,8 +50,9 @@ class FaceDetector:
     categories = ("face",)
 
     def __init__(self, threads: int | None = None, path: Path | None = None) -> None:
-        """`path`: another copy of the same file."""
-        self._weights = Weights(path or Path(str(files("platemark.safety").joinpath("models", "centerface.onnx"))), SHA256, threads)
+        """`threads`: looks at a time, each on one core; None: two. `path`: another copy of the same file."""
+        self._weights = Weights(path or Path(str(files("platemark.safety").joinpath("models", "centerface.onnx"))), SHA256, 1)
+        self._lanes = threads or _LANES
 
     def prepare(self) -> None:
         """Checks and compiles the weights now. Raises `SafetyUnavailable`."""
@@ -62,16 +70,29 @@ class FaceDetector:
         """The faces of one uint8 RGB picture (H, W, 3), best first. Raises `SafetyUnavailable`."""
         with fail_closed(self.name):
             require_picture(image)
-            height, width = image.shape[:2]
-            found = [self._look(image, window) for window in _windows(height, width)]
-            boxes, scores = (np.concatenate(parts) for parts in zip(*found, strict=True))
+            boxes, scores = self._found(image)
             kept = distinct(boxes, scores, _SAME, _INSIDE)
         return tuple(
             Face((float(b[0]), float(b[1]), float(b[2]), float(b[3])), float(s)) for b, s in zip(boxes[kept], scores[kept], strict=True)
         )
 
-    def _look(self, image: Picture, window: Window) -> tuple[Boxes, NDArray[np.float64]]:
-        """(boxes in pixels of the picture, scores) of one window."""
+    def _found(self, image: Picture) -> Found:
+        """Boxes and scores from `FLOOR` on, of every look."""
+        height, width = image.shape[:2]
+        windows, longest = [whole(height, width, _WHOLE, _GROW), whole(height, width, _COARSE, 1.0)], max(height, width)
+        if longest > _MEDIUM:
+            windows += tiles(height, width, _TILE, _OVERLAP, _AREA, _LONGEST)
+        looks = self._looks(image, windows)
+        if _SMALL < longest <= _MEDIUM:
+            looks += self._looks(image, around(_hints(*looks[0]), height, width, _CLOSE, _MOST))
+        boxes, scores = (np.concatenate(parts) for parts in zip(*looks, strict=True))
+        return boxes[scores >= FLOOR], scores[scores >= FLOOR]
+
+    def _looks(self, image: Picture, windows: list[Window]) -> list[Found]:
+        return side_by_side([partial(self._look, image, window) for window in windows], self._lanes)
+
+    def _look(self, image: Picture, window: Window) -> Found:
+        """Boxes in pixels of the picture, and scores, hints included, of one window."""
         part = image[window.top : window.top + window.height, window.left : window.left + window.width]
         height, width = (max(1, round(side * window.scale)) for side in part.shape[:2])
         seen = _padded(resized(part, height, width, Image.Resampling.BILINEAR))
@@ -94,11 +115,12 @@ class FaceDetector:
         return maps
 
 
-def _windows(height: int, width: int) -> list[Window]:
-    found = [whole(height, width, _WHOLE, _GROW), whole(height, width, _COARSE, 1.0)]
-    if max(height, width) > _SMALL:
-        found += tiles(height, width, _TILE, _OVERLAP, _AREA, _LONGEST)
-    return found
+def _hints(boxes: Boxes, scores: NDArray[np.float64]) -> Boxes:
+    """Middles (N, 2) of the boxes of a look that may be faces, best first; those inside a face that is sure are left out."""
+    middles = np.stack([boxes[:, [0, 2]].mean(axis=1), boxes[:, [1, 3]].mean(axis=1)], axis=1)
+    sure = boxes[scores >= _SURE][:, None]
+    inside = ((middles >= sure[..., :2]) & (middles <= sure[..., 2:])).all(axis=2).any(axis=0)
+    return middles[~inside]
 
 
 def _padded(image: Picture) -> Picture:
@@ -109,10 +131,13 @@ def _padded(image: Picture) -> Picture:
     return canvas
 
 
-def _boxes(maps: dict[str, Array]) -> tuple[Boxes, NDArray[np.float64]]:
-    """(boxes in pixels of the window, scores). A cell's face has its centre at (cell + offset + 0.5) * 4 and sides exp(scale) * 4."""
+def _boxes(maps: dict[str, Array]) -> Found:
+    """Boxes in pixels of the window and their scores, best first, from `_HINT` on.
+
+    A cell's face has its centre at (cell + offset + 0.5) * 4 and sides exp(scale) * 4.
+    """
     heat = maps["heatmap"][0, 0]
-    rows, columns = np.nonzero(heat >= FLOOR)
+    rows, columns = np.nonzero(heat >= _HINT)
     best = np.argsort(-heat[rows, columns], kind="stable")[:_CANDIDATES]
     rows, columns = rows[best], columns[best]
     tall, wide = (np.exp(np.minimum(maps["scale"][0, axis, rows, columns].astype(np.float64), 8)) * STRIDE for axis in (0, 1))

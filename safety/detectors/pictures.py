@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,6 +13,7 @@ from PIL import Image
 from platemark.safety.closed import require
 
 Picture = NDArray[np.uint8]
+T = TypeVar("T")
 
 
 def require_picture(image: Any) -> None:
@@ -30,3 +33,29 @@ def resized(image: Picture, height: int, width: int, kernel: Image.Resampling) -
 def planes(values: NDArray[np.float32]) -> NDArray[np.float32]:
     """(H, W, 3) as (1, 3, H, W)."""
     return np.ascontiguousarray(values.transpose(2, 0, 1)[None], np.float32)
+
+
+def side_by_side(works: Sequence[Callable[[], T]], lanes: int) -> list[T]:
+    """What each of `works` gives, in their order, run on `lanes` threads, this one among them. Raises the first error by that order.
+
+    Not a thread pool: its threads would be waited for when the process ends, and a network that hangs must not keep it alive.
+    """
+    given: dict[int, T] = {}
+    failed: dict[int, BaseException] = {}
+
+    def run(lane: int) -> None:
+        for place in range(lane, len(works), lanes):
+            try:
+                given[place] = works[place]()
+            except BaseException as error:  # noqa: BLE001 - carried over to the asking thread and raised there, interrupts included
+                failed[place] = error
+
+    others = [threading.Thread(target=run, args=(lane,), daemon=True) for lane in range(1, min(lanes, len(works)))]
+    for one in others:
+        one.start()
+    run(0)
+    for one in others:
+        one.join()
+    if failed:
+        raise failed[min(failed)]
+    return [given[place] for place in range(len(works))]

@@ -16,9 +16,9 @@ NAMES = (*BUILT_IN, *EXTRA, *FROM_BUNDLE)
 def load(name: str, *, sha256: str | None = None, bundle: Bundle | None = None, threads: int | None = None) -> ImageDetector:
     """The detector `name`, its weights not yet read (its `prepare` or first look does that).
 
-    `sha256`: the model that it must be, hex. `threads` for one operator; None: one a physical core. Raises `PolicyError` (no such
-    detector), `MissingExtra` (the extra that carries it is not installed) and `SafetyUnavailable` (another model than `sha256`; a bundle
-    without it).
+    `sha256`: the model that it must be, hex. `threads`: of one operator, or looks at a time; None: the detector's own choice.
+    Raises `PolicyError` (no such detector), `MissingExtra` (the extra that carries it is not installed) and `SafetyUnavailable` (another
+    model than `sha256`; a bundle without it).
     """
     detector = _make(name, bundle, threads)
     require(

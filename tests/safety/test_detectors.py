@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import shutil
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,10 +17,11 @@ from PIL import Image
 
 from platemark.errors import MissingExtra, PolicyError, SafetyUnavailable
 from platemark.safety.detectors import face, nsfw, opennsfw, registry
-from platemark.safety.detectors.boxes import distinct, tiles, whole
+from platemark.safety.detectors.boxes import around, distinct, tiles, whole
 from platemark.safety.detectors.face import FaceDetector
 from platemark.safety.detectors.nsfw import NsfwDetector
 from platemark.safety.detectors.opennsfw import OpenNsfwDetector
+from platemark.safety.detectors.pictures import side_by_side
 from platemark.safety.gate import Gate
 from platemark.safety.policy import load_policy, parse_policy
 from platemark.safety.prompt import prompt_detectors
@@ -216,6 +219,74 @@ def test_a_small_face_in_a_large_picture_is_found_in_its_tile() -> None:
     assert sum(face.score >= 0.5 for face in faces) == 1
     left, top, right, bottom = faces[0].box
     assert (1500 < left < right < 1628, 1100 < top < bottom < 1228) == (True, True)
+
+
+def in_a_large_picture(side: int) -> NDArray[np.uint8]:
+    canvas = np.full((900, 1024, 3), 128, np.uint8)
+    canvas[600 : 600 + side, 700 : 700 + side] = np.asarray(Image.fromarray(photograph()[:256, 96:352]).resize((side, side)))
+    return canvas
+
+
+def test_a_face_that_is_only_hinted_at_is_found_by_a_closer_look(monkeypatch: pytest.MonkeyPatch) -> None:
+    canvas = in_a_large_picture(60)
+    (found, *_) = FaceDetector(1).faces(canvas)
+    left, top, right, bottom = found.box
+    assert found.score >= 0.5
+    assert (700 < left < right < 760, 600 < top < bottom < 660) == (True, True)
+    monkeypatch.setattr(face, "_MOST", 0)
+    assert all(one.score < 0.5 for one in FaceDetector(1).faces(canvas))
+
+
+def test_looks_side_by_side_see_what_they_see_one_after_the_other() -> None:
+    canvas = in_a_large_picture(60)
+    assert FaceDetector(1).faces(canvas) == FaceDetector(2).faces(canvas) == FaceDetector(3).faces(canvas)
+
+
+@pytest.mark.parametrize("broken", [1, 2, 3])
+def test_a_look_that_fails_on_any_thread_is_no_answer(broken: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    detector, looks = FaceDetector(2), itertools.count(1)
+    run = detector._weights.run
+
+    def fails(inputs: Any) -> Any:
+        if next(looks) == broken:
+            raise MemoryError
+        return run(inputs)
+
+    monkeypatch.setattr(detector._weights, "run", fails)
+    with pytest.raises(SafetyUnavailable, match="'face' failed"):
+        detector.faces(in_a_large_picture(60))
+
+
+def test_side_by_side_keeps_the_order_and_raises_the_first_error() -> None:
+    def fail(what: str) -> Any:
+        raise ValueError(what)
+
+    def meet(name: str) -> str:
+        barrier.wait()
+        return name
+
+    barrier = threading.Barrier(2, timeout=60)
+    assert side_by_side([lambda: meet("a"), lambda: meet("b"), lambda: "c"], 2) == ["a", "b", "c"]
+    assert side_by_side([lambda: threading.current_thread()] * 3, 1) == [threading.current_thread()] * 3
+    assert side_by_side([], 2) == []
+    assert side_by_side([lambda: threading.current_thread().daemon] * 2, 2)[1]
+    with pytest.raises(ValueError, match="first"):
+        side_by_side([lambda: "a", lambda: fail("first"), lambda: fail("second")], 3)
+
+
+def test_closer_looks_hold_the_heaviest_points_inside_the_picture() -> None:
+    points = np.array([[500.0, 400.0], [510.0, 410.0], [2.0, 3.0], [1023.0, 767.0], [300.0, 20.0]])
+    windows = around(points, 768, 1024, 224, 3)
+    held = [
+        window.left <= x < window.left + window.width and window.top <= y < window.top + window.height
+        for window, (x, y) in zip(windows, points[[0, 2, 3]], strict=True)
+    ]
+    assert held == [True] * 3
+    for window in windows:
+        assert (window.height, window.width, window.scale) == (224, 224, 1.0)
+        assert (0 <= window.top <= 768 - 224, 0 <= window.left <= 1024 - 224) == (True, True)
+    assert around(points[:0], 768, 1024, 224, 3) == []
+    assert [(w.height, w.width) for w in around(points[:1], 100, 700, 224, 3)] == [(100, 224)]
 
 
 def test_many_faces_are_counted_and_textures_have_none() -> None:
