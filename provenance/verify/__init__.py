@@ -72,7 +72,19 @@ def _beside(source: bytes | str | Path) -> bytes | None:
     if isinstance(source, bytes | bytearray | memoryview):
         return None
     path = Path(source)
-    for candidate in (path.with_name(path.name + ".c2pa"), path.with_suffix(".c2pa")):
+    own, shared = path.with_name(path.name + ".c2pa"), path.with_suffix(".c2pa")
+    for candidate in (own,) if _has_namesake(path) else (own, shared):
         if candidate != path and candidate.is_file():
             return read_bytes(candidate, max_bytes=_MAX_MANIFEST)
     return None
+
+
+def _has_namesake(path: Path) -> bool:
+    """Whether another picture beside it has the same name but for its suffix: `NAME.c2pa` then says of neither which it is for."""
+    from platemark.provenance.verify.batch import PICTURES
+
+    try:
+        names = [other.name for other in path.parent.iterdir()]
+    except OSError:
+        return False
+    return any(Path(name).stem == path.stem and Path(name).suffix.lower() in PICTURES for name in names if name != path.name)

@@ -372,3 +372,9 @@ def test_a_sidecar_is_read_where_nothing_is_embedded(look: Look, home: Path, sta
         (tmp_path / name).unlink()
     (tmp_path / "x.c2pa").write_bytes(stamped["png"].record.manifest_label.encode())
     assert look(tmp_path / "x.png", home=home).verdict == "corrupt"
+    (tmp_path / "x.jpg").write_bytes(encode(np.zeros((64, 64, 3), np.uint8), "jpeg"))  # now `x.c2pa` may be for either
+    for name in ("x.png", "x.jpg"):
+        assert look(tmp_path / name, home=home).verdict == "none"
+    (tmp_path / "x.png.c2pa").write_bytes(side)
+    assert look(tmp_path / "x.png", home=home).verdict == "trusted"
+    assert look(tmp_path / "x.jpg", home=home).verdict == "none"
