@@ -26,8 +26,6 @@ from platemark.provenance.home import home as default_home
 from platemark.provenance.home import make_private
 from platemark.provenance.record import Facts
 from platemark.provenance.stamp import Stamp, open_stamp
-from platemark.provenance.watermark.inversion import latent_shape
-from platemark.provenance.watermark.latent import noise as latent_noise
 from platemark.rendering import Cancel, Noise, OnStep, Proof, anew, proofs
 from platemark.results import FORMATS, Result
 from platemark.runtime.bundle import MANIFEST, Bundle, open_bundle
@@ -142,6 +140,9 @@ class Press:
         """The marked noise that a picture begins with, where the policy wants it and the picture begins with noise."""
         if not self._marks_noise(request):
             return None
+        from platemark.provenance.watermark.inversion import latent_shape
+        from platemark.provenance.watermark.latent import noise as latent_noise
+
         key = self.stamp.identity.watermark_key.watermark
         shape = latent_shape(self.pipeline.bundle, request.height, request.width)
         return lambda seed, content_id: latent_noise(seed, shape, content_id, key)
