@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -49,10 +49,7 @@ def build(
     checkpoint: Path,
     out: Path,
     *,
-    name: str | None = None,
-    output_size: tuple[int, int] | None = None,
-    default_steps: int | None = None,
-    default_guidance: float | None = None,
+    settings: Mapping[str, Any] | None = None,
     clip: Path | None = None,
     loras: Sequence[Lora] = (),
     replace: bool = False,
@@ -69,7 +66,7 @@ def build(
     `loras` are merged into the weights first; the manifest's source says what each of them did.
     `engines` asks for another backend's engines as well: compared with the same recordings where they run here, then rendered with by
     default; plans where they do not (see `optimize.engines`).
-    Settings given here come before those of the checkpoint's `platemark.json`. `output_size` is (height, width) in pixels.
+    `settings` come before those of the checkpoint's `platemark.json` and have its fields: see `checkpoint.Settings`.
     `on_progress` hears (steps done, steps in all, what comes next).
 
     Raises `CheckpointError` (cannot be built from), `InputError` (`out` cannot be written, may not be replaced, or is being built by
@@ -79,8 +76,7 @@ def build(
     _require_extra()
     request = _checked(engines) if engines is not None else None
     opened = open_checkpoint(checkpoint, clip)
-    wanted = {"name": name, "output_size": output_size, "default_steps": default_steps, "default_guidance": default_guidance}
-    settings = _settings(opened, {key: value for key, value in wanted.items() if value is not None})
+    chosen = _settings(opened, settings or {})
     out = out.resolve()
     in_place = out == checkpoint.resolve()
     if in_place and loras:
@@ -91,7 +87,7 @@ def build(
         opened = open_checkpoint(merged, clip) if loras else opened
         copied = {target: copy_file(source, stage / target) for target, source in opened.files()}
         work = _Work(opened, stage, copied, loras=merges, request=request)
-        manifest = _make(work, settings, on_progress or (lambda done, total, note: None))
+        manifest = _make(work, chosen, on_progress or (lambda done, total, note: None))
         shutil.rmtree(stage / _MERGED, ignore_errors=True)
         write_file(stage / MANIFEST, _json(manifest.model_dump(mode="json")))
         if in_place:
@@ -119,7 +115,7 @@ def _checked(request: EngineRequest) -> EngineRequest:
     return checked(request)
 
 
-def _settings(checkpoint: Checkpoint, given: dict[str, Any]) -> Settings:
+def _settings(checkpoint: Checkpoint, given: Mapping[str, Any]) -> Settings:
     """The checkpoint's own settings with those given on top."""
     from pydantic import ValidationError
 

@@ -103,7 +103,7 @@ class Batcher:
             return
         try:
             advance(self._unet, [flight for flight, _ in aboard], space)
-        except PlatemarkError as error:
+        except BaseException as error:  # noqa: BLE001 - whatever it is, the callers wait for it, and it is raised again on their threads
             for _, ticket in aboard:
                 _end(ticket, error)
 

@@ -31,13 +31,12 @@ from platemark.runtime.prompts import MAX_CHUNKS, PromptEncoder
 from platemark.runtime.render import is_flat, to_uint8
 from platemark.runtime.request import GenerationRequest
 from platemark.runtime.schedulers import make_scheduler
-from platemark.runtime.sizes import RenderSize, render_size, side_multiple
+from platemark.runtime.sizes import RenderSize, batch_size, render_size, side_multiple
 from platemark.runtime.start import Canvas, Origin
 from platemark.runtime.tokenizer import FILES as TOKENIZER_FILES
 from platemark.runtime.tokenizer import Tokenizer
 
 COMPONENTS = ("text_encoder", "unet", "vae_decoder")
-MAX_BATCH = 8  # images in one network call (16 rows with guidance): more gains nothing, and memory grows with it
 _SCHEDULER = "scheduler/scheduler_config.json"
 
 
@@ -154,11 +153,12 @@ class Pipeline:
         origin = None if request.image is None else self._origin(request, size, timings)
         flights = launch(request, scheduler, shape, hidden, latents, origin, control)
         with _timed(timings, "denoise"):
-            denoise(self.engine("unet"), flights, self._batch(size), on_step)
+            denoise(self.engine("unet"), flights, batch_size(self.bundle.manifest, size), on_step)
         arrays = []
         with _timed(timings, "vae_decoder"):
             for flight, seed in zip(flights, seeds, strict=True):
-                (control or Control()).check()
+                if control is not None:
+                    control.check()
                 arrays.append(self._codec.decode(flight.latents, f"seed {seed}"))
         with _timed(timings, "resize"):
             images = np.empty((request.n, request.height, request.width, 3), np.uint8)
@@ -196,11 +196,6 @@ class Pipeline:
     def _latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
         manifest = self.bundle.manifest
         return manifest.latent_channels, height // manifest.vae_scale_factor, width // manifest.vae_scale_factor
-
-    def _batch(self, size: RenderSize) -> int:
-        """Pictures in one network call: `MAX_BATCH` at the native size, fewer of larger ones."""
-        height, width = self.bundle.manifest.native_size
-        return max(1, min(MAX_BATCH, MAX_BATCH * height * width // (size.height * size.width)))
 
     def _context(self, request: GenerationRequest) -> tuple[NDArray[np.float32], tuple[Truncation, ...]]:
         """Hidden states (rows, tokens, dim): the negative prompt first, and only where there is guidance."""

@@ -10,11 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from platemark.errors import RenderError
-from platemark.runtime.bundle import Bundle
 from platemark.runtime.noise import image_seed
-from platemark.runtime.pipeline import MAX_BATCH, Pipeline
+from platemark.runtime.pipeline import Pipeline
 from platemark.runtime.request import GenerationRequest
-from platemark.runtime.sizes import render_size, side_multiple
+from platemark.runtime.sizes import batch_size, render_size, side_multiple
 from platemark.safety.decision import Decision
 
 OnStep = Callable[[int, int], None]
@@ -48,20 +47,15 @@ def proofs(
 
     `noise` gives the latents (C, h, w) that a picture of that seed and content id begins with; None: the seed's own.
     """
-    size = _batch_size(pipeline.bundle, request)
+    manifest, multiple = pipeline.bundle.manifest, side_multiple(pipeline.bundle)
+    # As many as the pipeline puts into one network call: while those are checked, the next call runs.
+    size = batch_size(manifest, render_size(manifest, multiple, request.height, request.width))
     batches = -(-request.n // size)
     for first in range(0, request.n, size):
         part = replace(request, seed=image_seed(request.seed, first), n=min(size, request.n - first))
         ids = content_ids[first : first + size]
         for k, one in enumerate(_batch(pipeline, part, ids, _shifted(on_step, first // size, batches), noise), first):
             yield replace(one, index=k)
-
-
-def _batch_size(bundle: Bundle, request: GenerationRequest) -> int:
-    """As many as the pipeline puts into one network call: while those are checked, the next call runs."""
-    rendered = render_size(bundle.manifest, side_multiple(bundle), request.height, request.width)
-    height, width = bundle.manifest.native_size
-    return max(1, min(MAX_BATCH, MAX_BATCH * height * width // (rendered.height * rendered.width)))
 
 
 def anew(pipeline: Pipeline, proof: Proof, noise: Noise | None = None) -> Proof:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -81,7 +82,7 @@ def test_a_consumer_that_goes_away_closes_the_source_and_waits_for_it() -> None:
 @pytest.fixture
 def one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every picture a batch of its own, as pictures of full size are."""
-    monkeypatch.setattr(rendering, "MAX_BATCH", 1)
+    monkeypatch.setattr(sizes, "MAX_BATCH", 1)
 
 
 @pytest.mark.usefixtures("one_by_one")
@@ -140,6 +141,14 @@ def test_batches_of_the_press_are_those_of_the_pipeline(studio: Any, monkeypatch
     """So that a picture of full size is checked while the next is rendered, and not after the last."""
     monkeypatch.setattr(sizes, "one_size_only", lambda manifest: False)  # a model that renders what it is asked for
     pipeline = Pipeline.load(studio.bundle)
-    request = GenerationRequest.make(studio.bundle.manifest, prompt="a cat", height=side, width=side)
-    size = sizes.render_size(studio.bundle.manifest, pipeline._multiple, side, side)
-    assert rendering._batch_size(studio.bundle, request) == pipeline._batch(size) == batch
+    asked: list[int] = []
+    drawn = pipeline.generate
+
+    def generate(part: GenerationRequest, **options: Any) -> Any:
+        asked.append(part.n)
+        return drawn(replace(part, n=1, height=64, width=64, num_inference_steps=1))
+
+    monkeypatch.setattr(pipeline, "generate", generate)
+    request = GenerationRequest.make(studio.bundle.manifest, prompt="a cat", height=side, width=side, n=9)
+    list(rendering.proofs(pipeline, request, list(range(9)), lambda step, total: None))
+    assert asked == [min(batch, 9 - first) for first in range(0, 9, batch)]

@@ -115,10 +115,7 @@ def test_given_settings_come_first_and_progress_is_heard(checkpoint_folder: Path
     manifest = build(
         checkpoint_folder,
         tmp_path / "out",
-        name="other",
-        output_size=(64, 96),
-        default_steps=2,
-        default_guidance=1.0,
+        settings={"name": "other", "output_size": (64, 96), "default_steps": 2, "default_guidance": 1.0},
         on_progress=lambda *step: heard.append(step),
     )
     assert (manifest.name, manifest.output_size, manifest.default_steps, manifest.default_guidance) == ("other", (64, 96), 2, 1.0)
@@ -230,11 +227,12 @@ def test_a_bad_checkpoint_leaves_nothing(checkpoint_copy: Path, tmp_path: Path) 
 
 
 @pytest.mark.parametrize(
-    "given", [{"default_steps": 0}, {"default_guidance": float("nan")}, {"output_size": (0, 64)}, {"output_size": (64, 100000)}]
+    "given",
+    [{"default_steps": 0}, {"default_guidance": float("nan")}, {"output_size": (0, 64)}, {"output_size": (64, 100000)}, {"no_such": 1}],
 )
 def test_settings_out_of_range_are_refused(checkpoint_folder: Path, tmp_path: Path, given: dict[str, Any]) -> None:
     with pytest.raises(InputError, match="cannot be used"):
-        build(checkpoint_folder, tmp_path / "out", **given)
+        build(checkpoint_folder, tmp_path / "out", settings=given)
     assert not list(tmp_path.iterdir())
 
 

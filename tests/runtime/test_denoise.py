@@ -178,5 +178,21 @@ def test_closing_ends_what_is_in_flight() -> None:
 
 
 def test_nothing_to_fly_is_done_at_once() -> None:
-    with Batcher(Network(), 8) as batcher:
+    network = Network()
+    with Batcher(network, 8) as batcher:
         batcher.fly([])
+    assert network.calls == []
+
+
+def test_an_error_of_any_kind_reaches_the_caller_who_would_wait_for_ever() -> None:
+    class Full(Network):
+        def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+            if not self.calls:
+                self.calls.append(0)
+                raise MemoryError("no room")
+            return super().run(inputs)
+
+    with Batcher(Full(), 8) as batcher:
+        with pytest.raises(MemoryError):
+            batcher.fly([flight(1)])
+        batcher.fly([flight(2)])

@@ -17,10 +17,11 @@ from platemark.runtime.backends.onnxruntime import compile_graph
 from platemark.runtime.bundle import open_bundle
 from platemark.runtime.engine import Engine
 from platemark.runtime.noise import randn
-from platemark.runtime.pipeline import MAX_BATCH, Pipeline
+from platemark.runtime.pipeline import Pipeline
 from platemark.runtime.request import GenerationRequest
 from platemark.runtime.resize import fit
 from platemark.runtime.schedulers import NAMES, make_scheduler
+from platemark.runtime.sizes import MAX_BATCH
 
 
 @pytest.fixture(scope="module")

@@ -11,9 +11,9 @@ import pytest
 
 from platemark.errors import BundleError
 from platemark.runtime.bundle import open_bundle
-from platemark.runtime.pipeline import MAX_BATCH, Pipeline
+from platemark.runtime.pipeline import Pipeline
 from platemark.runtime.request import GenerationRequest
-from platemark.runtime.sizes import one_size_only, render_size, side_multiple
+from platemark.runtime.sizes import MAX_BATCH, batch_size, one_size_only, render_size, side_multiple
 
 
 @pytest.fixture
@@ -52,7 +52,7 @@ def test_the_cut_is_the_middle_of_what_was_rendered(free: Pipeline) -> None:
 
 def test_larger_pictures_run_in_smaller_batches_and_are_the_same(free: Pipeline) -> None:
     together = free.generate(request(free, 128, 128, n=5)).arrays
-    assert free._batch(render_size(free.bundle.manifest, 64, 128, 128)) == MAX_BATCH // 4
+    assert batch_size(free.bundle.manifest, render_size(free.bundle.manifest, 64, 128, 128)) == MAX_BATCH // 4
     alone = free.generate(GenerationRequest.make(free.bundle.manifest, prompt="cat", seed=1 + 4, height=128, width=128)).arrays
     assert np.abs(together[4] - alone[0]).max() < 1e-5
 

@@ -31,8 +31,9 @@ from platemark.provenance.identity import development_identity
 from platemark.provenance.registry import Registry
 from platemark.provenance.stamp import Stamp
 from platemark.runtime.bundle import open_bundle
-from platemark.runtime.pipeline import MAX_BATCH, Pipeline
+from platemark.runtime.pipeline import Pipeline
 from platemark.runtime.request import GenerationRequest
+from platemark.runtime.sizes import MAX_BATCH
 from platemark.safety.policy import load_policy
 from platemark.stamping import stamp_rules
 
