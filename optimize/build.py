@@ -15,11 +15,14 @@ from typing import TYPE_CHECKING, Any
 
 from platemark import __version__
 from platemark.errors import InputError, MissingExtra, ParityError
-from platemark.optimize.checkpoint import CHECKER, SETTINGS, Checkpoint, Settings, open_checkpoint
+from platemark.optimize.checkpoint import Checkpoint, open_checkpoint
 from platemark.optimize.lora import Lora, merge
+from platemark.optimize.parts import CHECKER
+from platemark.optimize.settings import SETTINGS, Settings
 from platemark.optimize.staging import copy_file, publish, publish_files, stage_for, write_file
 from platemark.optimize.weights import file_sha256
-from platemark.runtime.bundle import MANIFEST, BuiltEngine, Component, EndToEnd, Manifest, MergedLora, Source
+from platemark.runtime.bundle import MANIFEST
+from platemark.runtime.manifest import BuiltEngine, Component, EndToEnd, Manifest, MergedLora, Source
 
 if TYPE_CHECKING:
     from torch import nn

@@ -19,7 +19,7 @@ import open_clip  # type: ignore[import-untyped]
 from open_clip.tokenizer import bytes_to_unicode, default_bpe  # type: ignore[import-untyped]
 
 from platemark.errors import CheckpointError, InputError
-from platemark.optimize.checkpoint import PICKLES, read_json
+from platemark.optimize.source_files import PICKLES, read_json
 from platemark.optimize.staging import copy_file, write_file
 
 CONFIG, WEIGHTS = "open_clip_config.json", "open_clip_model.safetensors"

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 import torch
 from torch import nn
 
-from platemark.optimize.checkpoint import Part
 from platemark.optimize.export import Spec, export_graph
 from platemark.optimize.graph import link_weights, name_constants, name_values, share_constants
+from platemark.optimize.parts import Part
 from platemark.optimize.passes.upsample import split_upsampled
 from platemark.runtime.backends.torch import wrap
 from platemark.runtime.engine import Array, Engine

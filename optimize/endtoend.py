@@ -20,7 +20,8 @@ from platemark.errors import CheckpointError, InputError
 from platemark.optimize.checkpoint import Checkpoint
 from platemark.optimize.modules import quiet
 from platemark.optimize.parity import END_TO_END_PSNR, check_end_to_end, psnr
-from platemark.runtime.bundle import Bundle, EndToEnd, Manifest
+from platemark.runtime.bundle import Bundle
+from platemark.runtime.manifest import EndToEnd, Manifest
 from platemark.runtime.pipeline import Pipeline
 from platemark.runtime.request import GenerationRequest
 from platemark.runtime.schedulers import DEFAULT_ETA, REFERENCES, make_scheduler, reference_config

@@ -17,8 +17,8 @@ from platemark.errors import InputError, ParityError
 from platemark.optimize.export import Spec
 from platemark.optimize.staging import write_file
 from platemark.runtime import backends
-from platemark.runtime.bundle import BuiltEngine, Parity
 from platemark.runtime.devices import parse_target
+from platemark.runtime.manifest import BuiltEngine, Parity
 from platemark.runtime.parity import BOUNDS, Recorded, check
 
 Range = tuple[int, int, int]

@@ -17,8 +17,9 @@ from onnx import TensorProto
 from torch import Tensor, nn
 
 from platemark.errors import EngineError
-from platemark.optimize.checkpoint import CHECKER, Checkpoint, latent_size
+from platemark.optimize.checkpoint import Checkpoint, latent_size
 from platemark.optimize.graph import name_nodes, remove_dead, set_shapes, strip
+from platemark.optimize.parts import CHECKER
 from platemark.runtime.engine import TensorSpec
 
 OPSET = 23  # the first with Attention; GroupNormalization since 21

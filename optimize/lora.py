@@ -18,7 +18,7 @@ from platemark.errors import CheckpointError, InputError
 from platemark.optimize.checkpoint import Checkpoint
 from platemark.optimize.lora_file import Change, read_lora
 from platemark.optimize.weights import StoredTensor, file_sha256, read_float32, read_header, write_float32
-from platemark.runtime.bundle import MergedLora
+from platemark.runtime.manifest import MergedLora
 
 PARTS = ("unet", "text_encoder")
 MAX_SCALE = 10.0

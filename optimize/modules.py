@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from transformers.utils import logging as transformers_logging
 
 from platemark.errors import CheckpointError
-from platemark.optimize.checkpoint import Part
+from platemark.optimize.parts import Part
 
 _RESAVE = "use a checkpoint whose config and weights belong together"
 _LOAD_ERRORS = (OSError, ValueError, TypeError, RuntimeError, KeyError, AttributeError, ZeroDivisionError)

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from platemark.errors import ParityError
 from platemark.optimize.export import INT, Spec
-from platemark.runtime.bundle import EndToEnd, Parity
 from platemark.runtime.engine import Array, Engine, TensorSpec
+from platemark.runtime.manifest import EndToEnd, Parity
 from platemark.runtime.parity import BOUNDS, Recorded, check, compare
 
 __all__ = ["BOUNDS", "Recorded", "check_end_to_end", "check_engine", "compare", "make_cases", "psnr", "record"]

@@ -14,9 +14,10 @@ import torch
 from torch import nn
 
 from platemark.errors import CheckpointError
-from platemark.optimize.checkpoint import FEATURES, read_json
+from platemark.optimize.checkpoint import FEATURES
 from platemark.optimize.modules import CheckerTower
 from platemark.optimize.pictures import noise, normalised
+from platemark.optimize.source_files import read_json
 
 FILE = "checker.json"
 GOLDEN_SEED = 20240

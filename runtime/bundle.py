@@ -17,11 +17,11 @@ from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import ValidationError
 
 from platemark.errors import BundleError
+from platemark.runtime.manifest import Component, Manifest, Parity
 
 FORMAT_VERSION = 1
 MANIFEST = "bundle.json"
@@ -29,128 +29,6 @@ NAMES = "names.txt"  # optional: what the checkpoint was trained on, one name a 
 _MANIFEST_LIMIT = 16 * 2**20  # bytes; a real one is a few kilobytes
 _REBUILD = "rebuild it with `platemark build`"
 _COPY_AGAIN = "copy the bundle again, or rebuild it with `platemark build`"
-
-
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Comparison(_Strict):
-    """One comparison of a graph with its reference, at one set of input shapes.
-
-    `max_abs_error` and `rel_l2_error` (‖a−b‖/‖b‖) over all outputs; `shapes` maps input name to shape.
-    """
-
-    shapes: dict[str, list[int]]
-    max_abs_error: float
-    rel_l2_error: float
-    cosine: float
-
-
-class Parity(_Strict):
-    """What an engine was compared with, on which inputs (two shapes at least), how far it was off, and the bound it had to keep."""
-
-    reference: str  # "torch 2.14.1 fp32"
-    backend: str  # "onnxruntime 1.32.0 cpu"
-    bound_rel_l2: float
-    comparisons: list[Comparison] = Field(min_length=2)
-
-
-class EndToEnd(_Strict):
-    """The whole pipeline against the reference pipeline: PSNR (dB) of images in [0, 1] with the same noise."""
-
-    reference: str
-    prompt: str
-    seed: int
-    num_inference_steps: int
-    guidance_scale: float
-    height: int
-    width: int
-    psnr: float
-    bound_psnr: float
-
-
-class Component(_Strict):
-    """One network. `graph` and `weights` are POSIX paths inside the bundle; the graph refers to the weights beside it."""
-
-    graph: str
-    weights: list[str]
-    precision: Literal["fp32", "fp16", "bf16"]
-    opset: int
-    parity: Parity
-
-
-class MergedLora(_Strict):
-    """A LoRA in the weights: how strongly, how many weights it changed, and what of it this checkpoint has no place for."""
-
-    file: str
-    sha256: str
-    scale: float
-    applied: int
-    unmatched: list[str]
-
-
-class BuiltEngine(_Strict):
-    """One component for one backend beyond the portable graph. `version`, `device`, `precision` and `profile` are of its device key.
-
-    `profile` maps a free dim to its (smallest, usual, largest) size, and is empty where every size will do. `file` is a POSIX path inside
-    the bundle; None: it is compiled where it runs, into the user's cache. `compared` has a parity record; `plan built` was never run, and
-    `graph_parity` is that of the graph it was made from, in ONNX Runtime (None: the component's own). `device` names each GPU, spaced.
-    `tried` says which precisions were given up, and why.
-    """
-
-    component: str
-    backend: str
-    version: str
-    precision: Literal["fp32", "fp16", "bf16"]
-    device: str  # "x86_64 avx2", "sm_89"
-    profile: dict[str, tuple[int, int, int]] = {}
-    file: str | None = None
-    state: Literal["compared", "plan built"]
-    parity: Parity | None = None
-    graph_parity: Parity | None = None
-    tried: list[str] = []
-
-
-class Source(_Strict):
-    """Where the bundle came from: the checkpoint's folder name, the sha256 of each weight file, and the LoRAs merged into them."""
-
-    checkpoint: str
-    weights: dict[str, str]
-    loras: list[MergedLora] = Field(default_factory=list)
-
-
-class Manifest(_Strict):
-    """`bundle.json`. `components` keys: `text_encoder`, `unet`, `vae_decoder`, `vae_encoder`, `clip_image`, `clip_text`.
-
-    `engines` are those built for other backends, `engines_end_to_end` the whole pipeline on each backend whose engines were compared,
-    `default_backend` the one to render with when none is named.
-    `files` lists every file of the bundle but `bundle.json` itself: POSIX path → sha256.
-    `native_size` is (height, width) in pixels of what the VAE decoder makes at the checkpoint's sample size;
-    `output_size` the size delivered when the request names none (a larger one is reached by Lanczos resampling).
-    """
-
-    format_version: Literal[1]
-    name: str
-    family: Literal["sd"]
-    created_with: str  # "platemark 0.1.0"
-    source: Source
-    files: dict[str, str]
-    components: dict[str, Component]
-    end_to_end: EndToEnd
-    engines: list[BuiltEngine] = []
-    engines_end_to_end: dict[str, EndToEnd] = {}
-    default_backend: str = "onnxruntime"
-    native_size: tuple[int, int]
-    output_size: tuple[int, int]
-    latent_channels: int
-    vae_scale_factor: int  # pixels per latent cell, a side
-    scaling_factor: float
-    shift_factor: float
-    max_tokens: int
-    default_steps: int
-    default_guidance: float
-    default_scheduler: str | None = None  # None: the checkpoint's own class
 
 
 def bundle_file(root: Path, name: str) -> Path:

@@ -10,8 +10,8 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from platemark.runtime.bundle import Manifest
 from platemark.runtime.engine import Engine
+from platemark.runtime.manifest import Manifest
 from platemark.runtime.render import check_finite, to_array
 
 Float = NDArray[np.float32]

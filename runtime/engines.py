@@ -12,9 +12,10 @@ from types import ModuleType
 
 from platemark.errors import InputError
 from platemark.runtime import backends, devices, enginecache
-from platemark.runtime.bundle import BuiltEngine, Bundle
+from platemark.runtime.bundle import Bundle
 from platemark.runtime.engine import Engine
 from platemark.runtime.enginecache import EngineCache, EngineKey, Entry
+from platemark.runtime.manifest import BuiltEngine
 from platemark.runtime.parity import Recorded, check, probes
 
 PORTABLE = "onnxruntime"

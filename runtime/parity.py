@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from platemark.errors import ParityError
-from platemark.runtime.bundle import Comparison, Parity
 from platemark.runtime.engine import Array, Engine
+from platemark.runtime.manifest import Comparison, Parity
 
 # Relative L2 error, ‖a−b‖/‖b‖, that an engine may have by the precision it computes in. fp32 leaves room for another order of
 # summation; fp16 and bf16 for a mantissa of 10 and 7 bits through some hundred layers (measured in SD 1.5's UNet: 2.3e-2 in bf16).

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from platemark.errors import InputError
-from platemark.runtime.bundle import Manifest
+from platemark.runtime.manifest import Manifest
 from platemark.runtime.noise import SEEDS, draw_seed
 from platemark.runtime.schedulers import NAMES
 from platemark.runtime.start import PAINT

@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from platemark.errors import BundleError
-from platemark.runtime.bundle import Bundle, Manifest
+from platemark.runtime.bundle import Bundle
+from platemark.runtime.manifest import Manifest
 from platemark.runtime.resize import fit
 
 UNET_CONFIG = "unet/config.json"

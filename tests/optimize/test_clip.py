@@ -17,9 +17,10 @@ import torch  # noqa: E402
 from PIL import Image  # noqa: E402
 
 from platemark.errors import CheckpointError  # noqa: E402
-from platemark.optimize.checkpoint import Part, open_checkpoint  # noqa: E402
+from platemark.optimize.checkpoint import open_checkpoint  # noqa: E402
 from platemark.optimize.clip import GOLDEN_SEED, golden, golden_pixels, normalise, preprocessing  # noqa: E402
 from platemark.optimize.modules import load_part  # noqa: E402
+from platemark.optimize.parts import Part  # noqa: E402
 from platemark.runtime.backends.onnxruntime import compile_graph  # noqa: E402
 from platemark.runtime.tokenizer import Tokenizer  # noqa: E402
 

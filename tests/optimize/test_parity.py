@@ -23,8 +23,8 @@ from platemark.optimize.parity import (  # noqa: E402
     psnr,
     record,
 )
-from platemark.runtime.bundle import EndToEnd  # noqa: E402
 from platemark.runtime.engine import Array, TensorSpec  # noqa: E402
+from platemark.runtime.manifest import EndToEnd  # noqa: E402
 
 SPEC = Spec(
     "toy",

@@ -18,8 +18,9 @@ from platemark.errors import EngineError, InputError, MissingExtra, ParityError
 from platemark.runtime import devices
 from platemark.runtime.backends import onnxruntime as portable
 from platemark.runtime.backends import openvino
-from platemark.runtime.bundle import BuiltEngine, Bundle, open_bundle
+from platemark.runtime.bundle import Bundle, open_bundle
 from platemark.runtime.engines import key_for, open_engine, recorded_precision, states
+from platemark.runtime.manifest import BuiltEngine
 from platemark.runtime.pipeline import Pipeline
 from platemark.runtime.request import GenerationRequest
 

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from platemark.errors import InputError
-from platemark.runtime.bundle import Manifest, open_bundle
+from platemark.runtime.bundle import open_bundle
+from platemark.runtime.manifest import Manifest
 from platemark.runtime.request import GenerationRequest
 
 

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from platemark.errors import InputError
-from platemark.runtime.bundle import Manifest, open_bundle
+from platemark.runtime.bundle import open_bundle
+from platemark.runtime.manifest import Manifest
 from platemark.runtime.request import GenerationRequest
 from platemark.runtime.style import Style, load_style, names
 

@@ -12,7 +12,7 @@ from platemark.cli.output import emit, json_option, progress, say, spelled
 from platemark.errors import InputError, MissingExtra
 
 if TYPE_CHECKING:
-    from platemark.runtime.bundle import BuiltEngine
+    from platemark.runtime.manifest import BuiltEngine
 
 NO_CLIP = "no CLIP: rebuild with --clip, or no preset policy can look for concepts in its pictures"
 
