@@ -19,10 +19,11 @@ from platemark.optimize.checkpoint import Checkpoint, open_checkpoint
 from platemark.optimize.lora import Lora, merge
 from platemark.optimize.parts import CHECKER
 from platemark.optimize.settings import SETTINGS, Settings
-from platemark.optimize.staging import copy_file, publish, publish_files, stage_for, write_file
+from platemark.optimize.single_file import Reading, SingleFile, is_single_file, read_single_file, write_folder
+from platemark.optimize.staging import copy_file, link_file, publish, publish_files, stage_for, write_file
 from platemark.optimize.weights import file_sha256
 from platemark.runtime.bundle import MANIFEST
-from platemark.runtime.manifest import BuiltEngine, Component, EndToEnd, Manifest, MergedLora, Source
+from platemark.runtime.manifest import BuiltEngine, Component, EndToEnd, Manifest, MergedLora, Origin, Source
 
 if TYPE_CHECKING:
     from torch import nn
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
     from platemark.optimize.export import Spec
 
 Progress = Callable[[int, int, str], None]
-_MERGED = ".merged"  # in the stage, while it is built
+_UNPACKED, _MERGED = ".unpacked", ".merged"  # in the stage, while it is built
 
 
 @dataclass
@@ -46,6 +47,7 @@ class _Work:
     loras: list[MergedLora] = field(default_factory=list)
     request: EngineRequest | None = None
     engines: list[BuiltEngine] = field(default_factory=list)
+    origin: Origin | None = None
 
 
 def build(
@@ -57,10 +59,12 @@ def build(
     loras: Sequence[Lora] = (),
     replace: bool = False,
     engines: EngineRequest | None = None,
+    reading: Reading | None = None,
     on_progress: Progress | None = None,
 ) -> Manifest:
     """Builds a bundle of ONNX graphs that are proven equal to the checkpoint's torch networks, and returns its manifest.
 
+    `checkpoint`: a diffusers folder, or one `.safetensors` file as web UIs ship it, which is read as `reading` says.
     `out == checkpoint` builds in place: graphs and `bundle.json` go beside the weights, each file atomically; an old `bundle.json` goes
     first and the new one comes last, so a build killed in between leaves a folder without one: run it again.
     `clip`: a folder in open_clip's local-dir format, taken instead of the checkpoint's own `clip/` (see `optimize.clip.stage_clip` for
@@ -78,20 +82,27 @@ def build(
     """
     _require_extra()
     request = _checked(engines) if engines is not None else None
-    opened = open_checkpoint(checkpoint, clip)
-    chosen = _settings(opened, settings or {})
+    reading = reading or Reading()
+    single, opened = _read(checkpoint, clip, reading)
+    name = single.path.stem if single is not None else _named(checkpoint, reading.origin)
+    chosen = _settings(name, opened.settings if opened is not None else Settings(), settings or {})
     out = out.resolve()
     in_place = out == checkpoint.resolve()
-    if in_place and loras:
-        raise InputError("LoRAs cannot be merged in place: the checkpoint would be lost", "name another output folder")
+    if in_place and (loras or single):
+        raise InputError("the checkpoint would be lost: neither a file nor LoRAs go in place", "name another output folder")
     with stage_for(out, in_place=in_place, replace=replace) as stage:
+        if opened is None:
+            assert single is not None
+            opened = _unpacked(single, stage, clip)
         merged = stage / _MERGED / opened.root.resolve().name
         merges = merge(opened, loras, merged) if loras else []
         opened = open_checkpoint(merged, clip) if loras else opened
-        copied = {target: copy_file(source, stage / target) for target, source in opened.files()}
-        work = _Work(opened, stage, copied, loras=merges, request=request)
+        take = copy_file if single is None else link_file
+        copied = {target: take(source, stage / target) for target, source in opened.files()}
+        work = _Work(opened, stage, copied, loras=merges, request=request, origin=single.origin() if single else reading.origin)
         manifest = _make(work, chosen, on_progress or (lambda done, total, note: None))
-        shutil.rmtree(stage / _MERGED, ignore_errors=True)
+        for folder in (_UNPACKED, _MERGED):
+            shutil.rmtree(stage / folder, ignore_errors=True)
         write_file(stage / MANIFEST, _json(manifest.model_dump(mode="json")))
         if in_place:
             publish_files(stage, out, [*work.made, MANIFEST])
@@ -118,13 +129,32 @@ def _checked(request: EngineRequest) -> EngineRequest:
     return checked(request)
 
 
-def _settings(checkpoint: Checkpoint, given: Mapping[str, Any]) -> Settings:
+def _read(checkpoint: Path, clip: Path | None, reading: Reading) -> tuple[SingleFile | None, Checkpoint | None]:
+    """The checkpoint as one file or as a folder, refused here where it cannot be built from."""
+    if is_single_file(checkpoint):
+        return read_single_file(checkpoint, reading), None
+    if reading.prediction_type is not None or reading.ema:
+        raise InputError("a prediction type or --ema says how to read one file, and this is a folder", "leave it out: the folder says it")
+    return None, open_checkpoint(checkpoint, clip)
+
+
+def _named(folder: Path, origin: Origin | None) -> str:
+    """What a bundle is called: by its folder, which in the hub's cache has a commit's name."""
+    return folder.resolve().name if origin is None else origin.name.split("/")[-1]
+
+
+def _unpacked(single: SingleFile, stage: Path, clip: Path | None) -> Checkpoint:
+    folder = stage / _UNPACKED / single.path.stem
+    write_folder(single, folder)
+    return open_checkpoint(folder, clip)
+
+
+def _settings(name: str, own: Settings, given: Mapping[str, Any]) -> Settings:
     """The checkpoint's own settings with those given on top."""
     from pydantic import ValidationError
 
-    own = checkpoint.settings.model_dump(exclude_none=True)
     try:
-        return Settings.model_validate({"name": checkpoint.root.resolve().name, **own, **given})
+        return Settings.model_validate({"name": name, **own.model_dump(exclude_none=True), **given})
     except ValidationError as error:
         first = error.errors()[0]
         raise InputError(
@@ -227,7 +257,12 @@ def _manifest(work: _Work, settings: Settings, components: dict[str, Component])
         name=settings.name or checkpoint.root.resolve().name,
         family="sd",
         created_with=f"platemark {__version__}",
-        source=Source(checkpoint=checkpoint.root.resolve().name, weights={name: work.copied[name] for name in weights}, loras=work.loras),
+        source=Source(
+            checkpoint=work.origin.name if work.origin is not None else checkpoint.root.resolve().name,
+            weights={name: work.copied[name] for name in weights},
+            loras=work.loras,
+            origin=work.origin,
+        ),
         files=dict(sorted(files.items())),
         components=components,
         end_to_end=_NOT_YET,

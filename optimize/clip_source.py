@@ -7,7 +7,6 @@ file.
 
 from __future__ import annotations
 
-import gzip
 import json
 import tempfile
 from collections.abc import Iterator
@@ -16,17 +15,15 @@ from pathlib import Path
 from typing import Any
 
 import open_clip  # type: ignore[import-untyped]
-from open_clip.tokenizer import bytes_to_unicode, default_bpe  # type: ignore[import-untyped]
 
 from platemark.errors import CheckpointError, InputError
+from platemark.optimize.clip_vocabulary import WORDS, write_vocabulary
 from platemark.optimize.source_files import PICKLES, read_json
 from platemark.optimize.staging import copy_file, write_file
 
 CONFIG, WEIGHTS = "open_clip_config.json", "open_clip_model.safetensors"
 LOCAL, HUB = "local-dir:", "hf-hub:"
 _TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.json", "merges.txt")
-_WORDS = 49408  # size of the vocabulary that open_clip carries
-_START, _END = "<|startoftext|>", "<|endoftext|>"
 _SAVE = "save the model as safetensors in open_clip's local-dir format: open_clip_config.json and open_clip_model.safetensors"
 
 
@@ -49,7 +46,7 @@ def stage_clip(source: str, folder: Path, *, weights: Path | None = None, domain
     write_file(folder / CONFIG, (json.dumps(config, indent=1) + "\n").encode())
     digests = {name: copy_file(path, folder / name) for name, path in files.items()}
     if "tokenizer.json" not in files and "vocab.json" not in files:
-        _write_tokenizer(folder, config)
+        write_vocabulary(folder, int(config["model_cfg"].get("text_cfg", {}).get("vocab_size", WORDS)))
     return digests[WEIGHTS]
 
 
@@ -114,17 +111,3 @@ def _named(source: str) -> dict[str, Any]:
         raise InputError(f"open_clip knows no weights {tag[:80]!r} of {name}", "see open_clip.list_pretrained_tags_by_model(name)")
     keys = ("mean", "std", "interpolation", "resize_mode")
     return {"model_cfg": model, "preprocess_cfg": {key: known[key] for key in keys if known.get(key) is not None}}
-
-
-def _write_tokenizer(folder: Path, config: dict[str, Any]) -> None:
-    """The byte pair vocabulary that open_clip carries (Radford et al. 2021), in the two files that tokenizers read."""
-    words = int(config["model_cfg"].get("text_cfg", {}).get("vocab_size", _WORDS))
-    if words != _WORDS:
-        raise CheckpointError(f"the model has {words} words and no tokenizer files", "put vocab.json and merges.txt into its folder")
-    with gzip.open(default_bpe(), "rt", encoding="utf-8") as stream:
-        merges = stream.read().split("\n")[1 : _WORDS - 2 * 256 - 2 + 1]
-    letters = list(bytes_to_unicode().values())
-    tokens = [*letters, *(f"{letter}</w>" for letter in letters), *("".join(merge.split()) for merge in merges), _START, _END]
-    vocabulary = {token: place for place, token in enumerate(tokens)}
-    write_file(folder / "vocab.json", json.dumps(vocabulary, ensure_ascii=False).encode())
-    write_file(folder / "merges.txt", ("#version: 0.2\n" + "\n".join(merges) + "\n").encode())

@@ -88,12 +88,27 @@ class BuiltEngine(_Strict):
     tried: list[str] = []
 
 
+class Origin(_Strict):
+    """Where the checkpoint's folder came from, where it was made for the build.
+
+    `file`: one file that was taken apart, with its `sha256`; `left_out` names the tensors in it that belong to no network. `hub`: a
+    repository `org/name`, at the commit `revision`.
+    """
+
+    kind: Literal["file", "hub"]
+    name: str
+    sha256: str | None = None
+    revision: str | None = None
+    left_out: list[str] = []
+
+
 class Source(_Strict):
     """Where the bundle came from: the checkpoint's folder name, the sha256 of each weight file, and the LoRAs merged into them."""
 
     checkpoint: str
     weights: dict[str, str]
     loras: list[MergedLora] = Field(default_factory=list)
+    origin: Origin | None = None
 
 
 class Manifest(_Strict):

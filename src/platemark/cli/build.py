@@ -35,10 +35,14 @@ NO_CLIP = "no CLIP: rebuild with --clip, or no preset policy can look for concep
     multiple=True,
     help="Sizes that a plan is for, as unet:height=32,64,128. [default: half, native and twice the size]",
 )
+@click.option("--prediction-type", metavar="NAME", help="Of a single file that does not say: epsilon, v_prediction or sample.")
+@click.option("--ema", is_flag=True, help="Of a single file: take the averaged copy of its weights.")
 @click.option("--force", is_flag=True, help="Replace an existing bundle.")
 @json_option
 def command(checkpoint: Path | None, output: Path, loras: tuple[str, ...], force: bool, as_json: bool, **options: Any) -> int:
-    """Build a bundle from a diffusers CHECKPOINT folder (extra `build`).
+    """Build a bundle from a CHECKPOINT (extra `build`): a diffusers folder, one .safetensors file, or a hub id.
+
+    A hub id, ORG/NAME or ORG/NAME@REVISION, is taken from the Hugging Face cache, and fetched where it is not there.
 
     With --clip and no CHECKPOINT the CLIP alone is exported, into a folder that a policy can name.
     """
@@ -51,7 +55,9 @@ def command(checkpoint: Path | None, output: Path, loras: tuple[str, ...], force
         raise MissingExtra(f"building (no module {error.name!r})", "build") from error
     from platemark.optimize.build import build
     from platemark.optimize.engines import request_for
+    from platemark.optimize.hub import locate
     from platemark.optimize.lora import Lora
+    from platemark.optimize.single_file import Reading
 
     if checkpoint is None:
         if loras:
@@ -63,7 +69,9 @@ def command(checkpoint: Path | None, output: Path, loras: tuple[str, ...], force
     engines = request_for(backend, options["precision"], options["targets"], options["profiles"])
     with progress("building") as update, _staged(clip) as folder:
         merged = [Lora.parse(text) for text in loras]
-        manifest = build(checkpoint, output, clip=folder, loras=merged, replace=force, engines=engines, on_progress=update)
+        found = locate(checkpoint)
+        reading = Reading(options["prediction_type"], options["ema"], found.origin)
+        manifest = build(found.path, output, clip=folder, loras=merged, replace=force, engines=engines, reading=reading, on_progress=update)
     if as_json:
         emit({"bundle": str(output), "manifest": manifest.model_dump(mode="json")})
         return 0
@@ -81,6 +89,10 @@ def command(checkpoint: Path | None, output: Path, loras: tuple[str, ...], force
     for lora in manifest.source.loras:
         lost = f"; no place for {', '.join(lora.unmatched)}" if lora.unmatched else ""
         say(f"{lora.file}: {lora.applied} weights changed, scale {lora.scale:g}{lost}")
+    origin = manifest.source.origin
+    if origin is not None and origin.left_out:
+        few = ", ".join(origin.left_out[:5]) + (", …" if len(origin.left_out) > 5 else "")
+        say(f"note: tensors in {origin.name} that belong to no network were left out: {few}")
     if "clip_image" not in manifest.components:
         say(f"note: {NO_CLIP}")
     say(f"{output}")
