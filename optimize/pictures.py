@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Picture = NDArray[np.uint8]
-_DISCS = 12
+_DISCS, _SHADED_DISCS = 12, 8
 
 
 def noise(side: int, seed: int) -> Picture:
@@ -29,6 +29,23 @@ def drawn(side: int, count: int, seed: int = 0) -> list[Picture]:
             row, column, radius = rng.random(), rng.random(), rng.uniform(0.04, 0.3)
             picture[(rows - row) ** 2 + (columns - column) ** 2 < radius**2] = rng.integers(0, 256, 3)
         found.append(picture)
+    return found
+
+
+def shaded(side: int, count: int, seed: int = 0) -> list[Picture]:
+    """`count` pictures of shaded discs on one colour: white, black, any, and white again. Large plain parts, and few edges."""
+    rng = np.random.Generator(np.random.PCG64(seed))
+    rows, columns = np.mgrid[:side, :side] / side
+    found = []
+    for k in range(count):
+        ground = (np.full(3, 255), np.zeros(3), rng.integers(0, 256, 3), np.full(3, 255))[k % 4]
+        picture = np.broadcast_to(ground, (side, side, 3)).astype(np.float64)
+        for _ in range(_SHADED_DISCS):
+            row, column, radius = rng.uniform(0.2, 0.8), rng.uniform(0.2, 0.8), rng.uniform(0.05, 0.35)
+            light = 1 + rng.uniform(-1, 1) * (rows - row) + rng.uniform(-1, 1) * (columns - column)
+            inside = (rows - row) ** 2 + (columns - column) ** 2 < radius**2
+            picture[inside] = light[inside, None] * rng.integers(0, 256, 3)
+        found.append(np.clip(picture, 0, 255).astype(np.uint8))
     return found
 
 

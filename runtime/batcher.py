@@ -7,12 +7,13 @@ caller's pictures, or all that were in the failed call. Knows nothing about prom
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
 
 from platemark.errors import EngineError, PlatemarkError
-from platemark.runtime.denoise import Flight, OnStep, Workspace, advance
+from platemark.runtime.denoise import Flight, OnStep, Step, Workspace, advance, previews
 from platemark.runtime.engine import Engine
 
 
@@ -24,6 +25,8 @@ class _Ticket:
     on_step: OnStep | None
     total: int
     done: int = 0
+    began: float = field(default_factory=time.perf_counter)
+    last: float = field(default_factory=time.perf_counter)
     error: BaseException | None = None
     landed: threading.Event = field(default_factory=threading.Event)
 
@@ -41,7 +44,7 @@ class Batcher:
         self._thread.start()
 
     def fly(self, flights: Sequence[Flight], on_step: OnStep | None = None) -> None:
-        """Brings the flights to their end, together with those of other callers. `on_step(step, total)` hears this caller's steps.
+        """Brings the flights to their end, together with those of other callers. `on_step` hears this caller's steps.
 
         Raises `EngineError`, and what a flight's control or `on_step` raises; the other callers' pictures go on.
         """
@@ -127,7 +130,10 @@ def _heard(ticket: _Ticket) -> None:
     ticket.done += 1
     try:
         if ticket.on_step is not None and ticket.total:
-            ticket.on_step(ticket.done, ticket.total)
+            now = time.perf_counter()
+            ms, elapsed = (now - ticket.last) * 1000, (now - ticket.began) * 1000
+            ticket.on_step(Step(ticket.done, ticket.total, ms, elapsed, previews(ticket.flights, ticket.flights)))
+            ticket.last = time.perf_counter()
     except BaseException as error:  # noqa: BLE001 - the caller's own, raised again on the caller's thread
         _end(ticket, error)
         return

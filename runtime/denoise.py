@@ -8,35 +8,67 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
-from platemark.errors import Cancelled, DeadlineExceeded
+from platemark.errors import Cancelled, DeadlineExceeded, InputError
 from platemark.runtime.engine import Array, Engine
+from platemark.runtime.preview import ColourMap, Preview
 from platemark.runtime.schedulers import Stepper
 
 Latents = NDArray[np.float32]
-OnStep = Callable[[int, int], None]
 Hold = Callable[[int, Latents], None]
 
 
-class Control:
-    """The other end of a request that is under way. Safe to use from any thread."""
+@dataclass(frozen=True)
+class Step:
+    """Network call `step` of `total` that was made, which took `ms` milliseconds with the sampler; `elapsed_ms` from the start.
 
-    def __init__(self, deadline: float | None = None) -> None:
-        """`deadline`: seconds from now after which the request is given up; None: never."""
+    `previews`: where they were asked for, what the pictures of this call look like by now, by their number: uint8 (h, w, 3), a pixel a
+    latent cell, of what the network takes the finished picture to be.
+    """
+
+    step: int
+    total: int
+    ms: float
+    elapsed_ms: float
+    previews: Mapping[int, Preview] = field(default_factory=dict)
+
+
+OnStep = Callable[[Step], None]
+
+
+class Control:
+    """The other end of a request that is under way. Safe to use from any thread. Leaving its `with` block cancels."""
+
+    def __init__(self, deadline: float | None = None, above: Control | None = None) -> None:
+        """`deadline`: seconds from now after which the request is given up; None: never. It ends with the control `above`, too.
+
+        Raises `InputError` for a deadline that is no number above 0.
+        """
+        if deadline is not None and not deadline > 0.0:
+            raise InputError("a deadline is not above 0 seconds", "give a number of seconds, or none")
         self._ends = math.inf if deadline is None else time.monotonic() + deadline
+        self._above = above
         self._cancelled = False
 
     def cancel(self) -> None:
         """Ends the request within one network call."""
         self._cancelled = True
 
+    def __enter__(self) -> Control:
+        return self
+
+    def __exit__(self, *cause: object) -> None:
+        self.cancel()
+
     def check(self) -> None:
         """Raises `Cancelled` or `DeadlineExceeded`."""
+        if self._above is not None:
+            self._above.check()
         if self._cancelled:
             raise Cancelled("the request was cancelled", "send it again")
         if time.monotonic() > self._ends:
@@ -50,6 +82,8 @@ class Flight:
     `hidden`: (rows, tokens, dim), one row, the prompt; or two, negative prompt first, for classifier-free guidance (Ho and Salimans 2022,
     equation 6, as ε_u + s(ε_c − ε_u)). `extra`: further channels of the network's input, (1, C', h, w), the same at every step.
     `hold(i, latents)` may put back, after evaluation i, what the picture must keep. `at`: the evaluation that comes next.
+    `interval`: guidance at noise levels σ in (low, high] alone (Kynkäänniemi et al. 2024); elsewhere the prompt's row flies by itself.
+    `colours` makes `preview` anew at each evaluation.
     """
 
     latents: Latents
@@ -59,6 +93,9 @@ class Flight:
     hold: Hold | None = None
     control: Control | None = None
     at: int = 0
+    interval: tuple[float, float] | None = None
+    colours: ColourMap | None = None
+    preview: Preview | None = None
     _scaled: Latents = field(init=False)
 
     def __post_init__(self) -> None:
@@ -70,6 +107,14 @@ class Flight:
         return len(self.stepper.timesteps) - self.at
 
     @property
+    def rows(self) -> int:
+        """Rows of the network's batch that the next evaluation takes."""
+        if self.interval is None:
+            return len(self.hidden)
+        low, high = self.interval
+        return len(self.hidden) if low < self.stepper.noise_level(self.at) <= high else 1
+
+    @property
     def key(self) -> tuple[object, ...]:
         """Flights with the same key fit into one network call."""
         return (self.latents.shape, self.hidden.shape[1:])
@@ -78,7 +123,7 @@ class Flight:
         """Writes this flight's rows of the network's inputs."""
         sample[:] = self.stepper.scale_model_input(self.latents, self.at, self._scaled)
         timestep[:] = self.stepper.timesteps[self.at]
-        context[:] = self.hidden
+        context[:] = self.hidden[-len(context) :]
 
     def land(self, output: Latents) -> None:
         """Takes the step that this flight's rows of the network's output lead to; `output` may be changed."""
@@ -88,6 +133,9 @@ class Flight:
             answer -= without
             answer *= np.float32(self.guidance)
             answer += without
+        if self.colours is not None:
+            room = np.empty_like(self.latents)
+            self.preview = self.colours(self.stepper.denoised(answer, self.at, self._scaled, room))
         self.stepper.step(answer, self.at, self.latents, self.latents)
         if self.hold is not None:
             self.hold(self.at, self.latents)
@@ -110,7 +158,7 @@ class Workspace:
 
 def advance(unet: Engine, flights: Sequence[Flight], space: Workspace) -> None:
     """One evaluation further for each of the flights, which must have the same `key`. Raises `EngineError`."""
-    rows = [len(flight.hidden) for flight in flights]
+    rows = [flight.rows for flight in flights]
     first = flights[0]
     sample = space.take("sample", (sum(rows), *first.latents.shape[1:]))
     timestep = space.take("timestep", (sum(rows),))
@@ -127,13 +175,14 @@ def advance(unet: Engine, flights: Sequence[Flight], space: Workspace) -> None:
 
 
 def denoise(unet: Engine, flights: Sequence[Flight], batch: int, on_step: OnStep | None = None) -> None:
-    """Flies all of them to their end, at most `batch` in one network call. `on_step(step, total)` hears each call when it is done.
+    """Flies all of them to their end, at most `batch` in one network call. `on_step` hears of each call when it is done.
 
     Raises `EngineError`, and what the flights' controls raise.
     """
     space = Workspace()
     groups = [flights[first : first + batch] for first in range(0, len(flights), batch)]
     total, done = sum(max(flight.left for flight in group) for group in groups), 0
+    began = last = time.perf_counter()
     for group in groups:
         while active := [flight for flight in group if flight.left]:
             for flight in active:
@@ -142,4 +191,12 @@ def denoise(unet: Engine, flights: Sequence[Flight], batch: int, on_step: OnStep
             advance(unet, active, space)
             done += 1
             if on_step is not None:
-                on_step(done, total)
+                now = time.perf_counter()
+                on_step(Step(done, total, (now - last) * 1000, (now - began) * 1000, previews(flights, active)))
+                last = time.perf_counter()
+
+
+def previews(flights: Sequence[Flight], active: Sequence[Flight]) -> dict[int, Preview]:
+    """Those of the `active` ones that have any, by their place among `flights`."""
+    flown = {id(flight) for flight in active}
+    return {k: flight.preview for k, flight in enumerate(flights) if flight.preview is not None and id(flight) in flown}

@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 
 from platemark.runtime import noise
 from platemark.runtime.denoise import Control, Flight
+from platemark.runtime.preview import ColourMap
 from platemark.runtime.request import GenerationRequest
 from platemark.runtime.schedulers import Scheduler
 from platemark.runtime.start import Kept, Origin, first_evaluation, mixed
@@ -22,10 +23,12 @@ def launch(
     latents: Float | None = None,
     origin: Origin | None = None,
     control: Control | None = None,
+    colours: ColourMap | None = None,
 ) -> list[Flight]:
     """One flight for each of the request's pictures, with latents of `shape`, (1, C, h, w); `hidden` is what all of them attend to.
 
-    `latents` (n, C, h, w) takes the place of the seeds' noise; `origin` is the input picture. Raises `InputError` for impossible steps.
+    `latents` (n, C, h, w) takes the place of the seeds' noise; `origin` is the input picture; `colours` makes previews.
+    Raises `InputError` for impossible steps.
     """
     flights = []
     for k in range(request.n):
@@ -34,7 +37,9 @@ def launch(
         own = drawn if latents is None else latents[k : k + 1]
         if request.variation_seed is not None:
             own = mixed(own, noise.randn(request.variation_seed, shape), request.variation_strength)
-        flights.append(_one(request, scheduler, generator, own, hidden, origin, control))
+        flight = _one(request, scheduler, generator, own, hidden, origin)
+        flight.control, flight.colours, flight.interval = control, colours, request.guidance_interval
+        flights.append(flight)
     return flights
 
 
@@ -45,7 +50,6 @@ def _one(
     own: Float,
     hidden: Float,
     origin: Origin | None,
-    control: Control | None,
 ) -> Flight:
     """From noise alone, or from an input's latents at the noise of the step that its strength begins with."""
     stepper = scheduler.plan(request.num_inference_steps, lambda: generator.randn(own.shape))
@@ -58,4 +62,4 @@ def _one(
         start: Float = own * np.float32(stepper.init_noise_sigma)
     else:
         start = stepper.add_noise(origin.latents, own, at)
-    return Flight(start, stepper, hidden, request.guidance_scale, hold, control, at)
+    return Flight(start, stepper, hidden, request.guidance_scale, hold, at=at)

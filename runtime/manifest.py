@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 
 class _Strict(BaseModel):
@@ -102,6 +102,17 @@ class Origin(_Strict):
     left_out: list[str] = []
 
 
+class LatentColours(_Strict):
+    """How latents show as colours in [0, 1]: linearly, per cell. `weights`: (C, 3); `bias`: (3,).
+
+    `r2`: the share of the variance that the map explains in pictures that it was not fitted to.
+    """
+
+    weights: list[list[float]]
+    bias: list[float] = Field(min_length=3, max_length=3)
+    r2: float
+
+
 class Source(_Strict):
     """Where the bundle came from: the checkpoint's folder name, the sha256 of each weight file, and the LoRAs merged into them."""
 
@@ -142,3 +153,11 @@ class Manifest(_Strict):
     default_steps: int
     default_guidance: float
     default_scheduler: str | None = None  # None: the checkpoint's own class
+    latent_colours: LatentColours | None = None  # what previews are made with
+
+    @model_validator(mode="after")
+    def _colours_fit(self) -> Manifest:
+        colours = self.latent_colours
+        if colours is not None and [len(row) for row in colours.weights] != [3] * self.latent_channels:
+            raise ValueError("latent_colours is not a map from the latents' channels to three colours")
+        return self

@@ -27,6 +27,7 @@ from platemark.runtime.denoise import Control, OnStep, denoise
 from platemark.runtime.engine import Engine
 from platemark.runtime.engines import opener
 from platemark.runtime.launch import launch
+from platemark.runtime.preview import ColourMap
 from platemark.runtime.prompts import MAX_CHUNKS, PromptEncoder
 from platemark.runtime.render import is_flat, to_uint8
 from platemark.runtime.request import GenerationRequest
@@ -129,15 +130,17 @@ class Pipeline:
         latents: NDArray[np.float32] | None = None,
         on_step: OnStep | None = None,
         control: Control | None = None,
+        previews: bool = False,
     ) -> GenerationOutput:
         """Renders the request's `n` pictures; picture k is what a request for its seed alone renders.
 
         Networks run at the size that `sizes.render_size` says; from there the requested one is reached by a cut, or by Lanczos resampling
         where the model knows one size only. `latents` takes the place of the seeds' noise: standard normal, float32 (n, C, h, w) of the
-        rendered size. `on_step(step, total)` hears each network call. `control` can end it, by hand or after a time.
+        rendered size. `on_step` hears of each network call, with `previews` also what the pictures look like by then. `control` can end it,
+        by hand or after a time.
 
-        Raises `InputError`, `BundleError` (an input picture, and no encoder), `EngineError`, `Cancelled`, `DeadlineExceeded`, and
-        `RenderError` where a network gives NaN or infinite values.
+        Raises `InputError`, `BundleError` (an input picture and no encoder, or previews and no colours), `EngineError`, `Cancelled`,
+        `DeadlineExceeded`, and `RenderError` where a network gives NaN or infinite values.
         """
         timings: dict[str, float] = {}
         seeds = tuple(noise.image_seed(request.seed, k) for k in range(request.n))
@@ -145,13 +148,14 @@ class Pipeline:
         shape = (1, *self._latent_shape(size.height, size.width))
         if latents is not None:
             latents = _checked(latents, (request.n, *shape[1:]))
+        colours = self._colours() if previews else None
         scheduler = make_scheduler(request.scheduler, self._scheduler_config)
         scheduler.plan(request.num_inference_steps)  # refuses impossible steps before any work
         self.compile()
         with _timed(timings, "text_encoder"):
             hidden, truncated = self._context(request)
         origin = None if request.image is None else self._origin(request, size, timings)
-        flights = launch(request, scheduler, shape, hidden, latents, origin, control)
+        flights = launch(request, scheduler, shape, hidden, latents, origin, control, colours)
         with _timed(timings, "denoise"):
             denoise(self.engine("unet"), flights, batch_size(self.bundle.manifest, size), on_step)
         arrays = []
@@ -185,6 +189,12 @@ class Pipeline:
             return
         with ThreadPoolExecutor(len(COMPONENTS)) as pool:
             list(pool.map(self.engine, COMPONENTS))
+
+    def _colours(self) -> ColourMap:
+        colours = self.bundle.manifest.latent_colours
+        if colours is None:
+            raise BundleError("the bundle does not say how its latents show as colours", "do without previews, or rebuild the bundle")
+        return ColourMap(colours)
 
     def _origin(self, request: GenerationRequest, size: RenderSize, timings: dict[str, float]) -> Origin:
         assert request.image is not None

@@ -15,6 +15,7 @@ from platemark.errors import InputError
 from platemark.runtime.manifest import Manifest
 from platemark.runtime.noise import SEEDS, draw_seed
 from platemark.runtime.schedulers import NAMES
+from platemark.runtime.schedulers.base import NO_SIGNAL
 from platemark.runtime.start import PAINT
 from platemark.runtime.style import load_style
 
@@ -37,7 +38,8 @@ class GenerationRequest:
     `image` (uint8 RGB, (H, W, 3)) makes it image to image: fitted to the size by a centred cut, and changed the more the higher `strength`
     is (0 to 1: the share of the steps that are taken; None: 0.8, and 1 with a mask). `mask_image` (uint8, (H, W) of the image) makes it
     inpainting: what is 128 or more is painted anew, the rest is kept. `variation_strength` (0 to 1) moves each picture's noise towards
-    that of `variation_seed`. Raises `InputError` where a value is out of range or goes with nothing.
+    that of `variation_seed`. `guidance_interval`: the noise levels σ (low, high] at which there is guidance (noise over signal; None:
+    all); elsewhere a step costs half. Raises `InputError` where a value is out of range or goes with nothing.
     """
 
     prompt: str
@@ -55,6 +57,7 @@ class GenerationRequest:
     strength: float | None = None
     variation_seed: int | None = None
     variation_strength: float = 0.0
+    guidance_interval: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
         check_prompt_text(self.prompt)
@@ -75,6 +78,7 @@ class GenerationRequest:
         check_input_picture(self.image, self.mask_image)
         object.__setattr__(self, "variation_strength", _number("variation_strength", self.variation_strength, 1.0))
         object.__setattr__(self, "strength", self._strength())
+        object.__setattr__(self, "guidance_interval", _interval(self.guidance_interval))
         if self.variation_seed is not None:
             object.__setattr__(self, "variation_seed", _whole("variation_seed", self.variation_seed, 0, SEEDS - 1))
         elif self.variation_strength > 0:
@@ -108,9 +112,9 @@ class GenerationRequest:
     ) -> GenerationRequest:
         """A request with the bundle's defaults where neither a setting nor the style says otherwise; a seed of None or -1 is drawn.
 
-        `settings`: `num_inference_steps`, `guidance_scale`, `height`, `width`, `scheduler`, `image`, `mask_image`, `strength`,
-        `variation_seed`, `variation_strength`; None counts as not given. Without a size an input picture gives its own. `style` is as
-        `style.load_style` takes it. Raises `InputError`.
+        `settings`: `num_inference_steps`, `guidance_scale`, `guidance_interval`, `height`, `width`, `scheduler`, `image`, `mask_image`,
+        `strength`, `variation_seed`, `variation_strength`; None counts as not given. Without a size an input picture gives its own.
+        `style` is as `style.load_style` takes it. Raises `InputError`.
         """
         check_prompt_text(prompt)  # before a style's words would hide that there is none
         worn = None if style is None else load_style(style)
@@ -141,6 +145,7 @@ class GenerationRequest:
             "scheduler": self.scheduler or "checkpoint",
             **({} if self.style is None else {"style": self.style}),
             **({} if self.strength is None else {"strength": f"{self.strength:g}"}),
+            **({} if self.guidance_interval is None else {"guidance_interval": "{:g}:{:g}".format(*self.guidance_interval)}),
             **({"variation": f"{self.variation_seed}:{self.variation_strength:g}"} if self.variation_strength else {}),
         }
 
@@ -211,6 +216,18 @@ def _number(name: str, value: Any, high: float) -> float:
     if not 0.0 <= number <= high:
         raise InputError(f"{name} is out of range or not a number", remedy)
     return number
+
+
+def _interval(value: Any) -> tuple[float, float] | None:
+    if value is None:
+        return None
+    remedy = f"give two noise levels, low before high, from 0 to {NO_SIGNAL:g}"
+    if not isinstance(value, (tuple, list)) or len(value) != 2:
+        raise InputError("guidance_interval is not a pair of numbers", remedy)
+    low, high = (_number("guidance_interval", one, NO_SIGNAL) for one in value)
+    if not low < high:
+        raise InputError("guidance_interval holds no noise level", remedy)
+    return low, high
 
 
 def _is_minus_one(seed: Any) -> bool:

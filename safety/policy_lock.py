@@ -29,8 +29,11 @@ def _complaints(base: Policy, own: Policy) -> Iterator[str]:
             yield "audit.prompts_in_clear: prompts are locked out of the log"
         if own.audit.retain_days < base.audit.retain_days:
             yield "audit.retain_days: shorter than the locked value"
-    if base.image_filter == "required" and own.image_filter != "required":
-        yield "image_filter: cannot be made optional"
+    if base.image_filter == "required":
+        if own.image_filter != "required":
+            yield "image_filter: cannot be made optional"
+        if own.previews and not base.previews:
+            yield "previews: a picture that no filter has seen yet cannot be shown"
     if base.people.locked:
         yield from (f"people.{complaint}" for complaint in _people(base.people, own.people))
 

@@ -206,12 +206,16 @@ class RegenerateRule(Strict):
 
 
 class PolicyFile(Strict):
-    """What a policy file holds. `timeout_seconds`: how long one look of one detector may take."""
+    """What a policy file holds. `timeout_seconds`: how long one look of one detector may take.
+
+    `previews`: whether callers may see what an unchecked picture looks like while it is made, a pixel for each cell of its latents.
+    """
 
     version: int = Field(ge=2, le=2)
     id: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
     fail: Literal["closed"]
     image_filter: Literal["required", "available"]
+    previews: bool = False
     timeout_seconds: float = Field(default=30.0, gt=0, le=600, allow_inf_nan=False)
     provenance: ProvenanceRules
     regenerate: RegenerateRule

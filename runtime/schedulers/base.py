@@ -20,6 +20,9 @@ Latents = NDArray[np.float32]
 Draw = Callable[[], Latents]
 
 
+NO_SIGNAL = 1e6  # stands for an infinite noise level
+
+
 class Stepper(Protocol):
     """The plan and the state of one run. Use from one thread.
 
@@ -50,6 +53,14 @@ class Stepper(Protocol):
 
     def add_noise(self, original: Latents, noise: Latents, i: int, out: Latents | None = None) -> Latents:
         """Clean latents with standard normal `noise` at the noise level before evaluation `i`; clean still for `i = len(timesteps)`."""
+        ...
+
+    def noise_level(self, i: int) -> float:
+        """σ of evaluation `i` where the signal has scale 1 (Karras et al. 2022): noise over signal; `NO_SIGNAL` where none is left."""
+        ...
+
+    def denoised(self, model_output: Latents, i: int, taken: Latents, out: Latents) -> Latents:
+        """x₀, without the sampler's bounds, as the network's answer to `taken` (what `scale_model_input` gave) has it; into `out`."""
         ...
 
 
@@ -93,6 +104,23 @@ def weighted(terms: Sequence[tuple[np.float32 | float, Latents]], scratch: Scrat
     return result
 
 
+Scales = tuple[np.float32, np.float32]
+
+
+def original_from(kind: str, output: Latents, latents: Latents, scales: Scales, scratch: Scratch, out: Latents) -> Latents:
+    """x₀ of latents α·x₀ + σ·ε with `scales` (α, σ); `kind` is what the network predicts (Salimans and Ho 2022, section 4)."""
+    alpha, sigma = scales
+    if kind == "sample":
+        np.copyto(out, output)
+        return out
+    if kind == "epsilon":
+        np.multiply(output, sigma, out=out)
+        np.subtract(latents, out, out=out)
+        np.divide(out, alpha, out=out)
+        return out
+    return weighted([(alpha, latents), (-sigma, output)], scratch, out)
+
+
 def no_noise() -> Latents:
     """The source of a run that was planned without one."""
     raise InputError("this sampler draws noise at its steps, and the run was given no source of noise", "plan the run with a source")
@@ -105,6 +133,7 @@ class VariancePreserving:
     """
 
     init_noise_sigma = 1.0
+    _kind: str  # what the network predicts
 
     def __init__(self, timesteps: Float32, alpha: Float32, sigma: Float32, draw: Draw | None) -> None:
         self.timesteps = timesteps
@@ -120,12 +149,20 @@ class VariancePreserving:
             return _copied(original, out)
         return weighted([(self._alpha[i], original), (self._sigma[i], noise)], self._scratch, out)
 
+    def noise_level(self, i: int) -> float:
+        return float(self._sigma[i]) / float(self._alpha[i]) if self._alpha[i] else NO_SIGNAL
+
+    def denoised(self, model_output: Latents, i: int, taken: Latents, out: Latents) -> Latents:
+        return original_from(self._kind, model_output, taken, (self._alpha[i], self._sigma[i]), self._scratch, out)
+
 
 class VarianceExploding:
     """A run on x₀ + σ·ε (Karras et al. 2022, section 2), which networks take scaled to variance 1.
 
     `sigmas`: the noise level before each evaluation and, one longer than `timesteps`, after the last.
     """
+
+    _kind: str  # what the network predicts
 
     def __init__(self, timesteps: Float32, sigmas: Float32, init_noise_sigma: float, draw: Draw | None = None) -> None:
         self.timesteps = timesteps
@@ -142,6 +179,14 @@ class VarianceExploding:
         if i == len(self.timesteps):
             return _copied(original, out)
         return weighted([(1.0, original), (self._sigmas[i], noise)], self._scratch, out)
+
+    def noise_level(self, i: int) -> float:
+        return float(self._sigmas[i])
+
+    def denoised(self, model_output: Latents, i: int, taken: Latents, out: Latents) -> Latents:
+        sigma = np.float32(self.noise_level(i))
+        alpha = np.float32(1.0) / np.sqrt(sigma**2 + 1)
+        return original_from(self._kind, model_output, taken, (alpha, sigma * alpha), self._scratch, out)
 
 
 def _copied(values: Latents, out: Latents | None) -> Latents:

@@ -11,10 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from platemark.runtime.schedulers.base import Draw, Float32, Latents, VariancePreserving, weighted
+from platemark.runtime.schedulers.base import Draw, Float32, Latents, VariancePreserving, original_from, weighted
 from platemark.runtime.schedulers.config import ClippingConfig, parse, unsupported
 from platemark.runtime.schedulers.ddim import check_signal
-from platemark.runtime.schedulers.predict import epsilon_from, original_from
+from platemark.runtime.schedulers.predict import epsilon_from
 from platemark.runtime.schedulers.spacing import check_steps
 from platemark.runtime.schedulers.tables import alphas_cumprod
 

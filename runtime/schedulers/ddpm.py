@@ -7,10 +7,9 @@ from typing import Any, Literal
 
 import numpy as np
 
-from platemark.runtime.schedulers.base import Draw, Float32, Latents, VariancePreserving, weighted
+from platemark.runtime.schedulers.base import Draw, Float32, Latents, VariancePreserving, original_from, weighted
 from platemark.runtime.schedulers.config import ClippingConfig, parse
 from platemark.runtime.schedulers.ddim import check_signal
-from platemark.runtime.schedulers.predict import original_from
 from platemark.runtime.schedulers.spacing import check_steps, check_timesteps, spaced_timesteps
 from platemark.runtime.schedulers.tables import alphas_cumprod
 

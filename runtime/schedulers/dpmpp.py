@@ -12,10 +12,10 @@ from typing import Any, Literal
 
 import numpy as np
 
-from platemark.runtime.schedulers.base import Draw, Float32, Latents, weighted
+from platemark.runtime.schedulers.base import Draw, Float32, Latents, original_from, weighted
 from platemark.runtime.schedulers.config import parse, unsupported
 from platemark.runtime.schedulers.multistep import Float64, MultistepConfig, MultistepStepper, along, check_levels, spaced_below
-from platemark.runtime.schedulers.predict import epsilon_from, noise_of, original_from
+from platemark.runtime.schedulers.predict import epsilon_from, noise_of
 from platemark.runtime.schedulers.spacing import Levels, check_steps
 from platemark.runtime.schedulers.tables import alphas_for_sigmas, sigmas_of
 
@@ -82,7 +82,7 @@ class DPMSolver:
 class DPMStepper(MultistepStepper):
     def __init__(self, timesteps: Float32, levels: Float32, config: DPMConfig, draw: Draw | None) -> None:
         super().__init__(timesteps, levels, config.solver_order, draw)
-        self._config, self._bounds = config, config.bounds()
+        self._config, self._bounds, self._kind = config, config.bounds(), config.prediction_type
         self._stochastic = config.algorithm_type.startswith("sde")
 
     def step(self, model_output: Latents, i: int, latents: Latents, out: Latents | None = None) -> Latents:

@@ -61,6 +61,9 @@ class DPMSDEStepper(VarianceExploding):
         scaled: Latents = np.divide(latents, np.sqrt(self._level(i) ** 2 + 1), out=out)
         return scaled
 
+    def noise_level(self, i: int) -> float:
+        return float(self._level(i))
+
     def step(self, model_output: Latents, i: int, latents: Latents, out: Latents | None = None) -> Latents:
         scratch = self._scratch
         original = exploding_original(self._kind, model_output, latents, self._level(i), scratch)

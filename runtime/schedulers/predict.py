@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from platemark.runtime.schedulers.base import Latents, Scratch, weighted
+from platemark.runtime.schedulers.base import Latents, Scales, Scratch, weighted
 
 
 @dataclass(frozen=True)
@@ -31,23 +31,6 @@ def threshold(original: Latents, ratio: float, max_value: float) -> None:
         s = np.float32(min(max(float(np.quantile(np.abs(image), ratio)), 1.0), max_value))
         np.clip(image, -s, s, out=image)
         image /= s
-
-
-Scales = tuple[np.float32, np.float32]
-
-
-def original_from(kind: str, output: Latents, latents: Latents, scales: Scales, scratch: Scratch, out: Latents) -> Latents:
-    """x₀ of latents α·x₀ + σ·ε with `scales` (α, σ); `kind` is what the network predicts (Salimans and Ho 2022, section 4)."""
-    alpha, sigma = scales
-    if kind == "sample":
-        np.copyto(out, output)
-        return out
-    if kind == "epsilon":
-        np.multiply(output, sigma, out=out)
-        np.subtract(latents, out, out=out)
-        np.divide(out, alpha, out=out)
-        return out
-    return weighted([(alpha, latents), (-sigma, output)], scratch, out)
 
 
 def epsilon_from(kind: str, output: Latents, latents: Latents, scales: Scales, scratch: Scratch, out: Latents) -> Latents:

@@ -10,10 +10,10 @@ from typing import Any, Literal
 
 import numpy as np
 
-from platemark.runtime.schedulers.base import Draw, Float32, Latents, weighted
+from platemark.runtime.schedulers.base import Draw, Float32, Latents, original_from, weighted
 from platemark.runtime.schedulers.config import parse, unsupported
 from platemark.runtime.schedulers.multistep import MultistepConfig, MultistepStepper, along, check_levels, spaced_below
-from platemark.runtime.schedulers.predict import epsilon_from, original_from
+from platemark.runtime.schedulers.predict import epsilon_from
 from platemark.runtime.schedulers.spacing import check_steps
 from platemark.runtime.schedulers.tables import alphas_for_sigmas, sigmas_of
 
@@ -61,7 +61,7 @@ class UniPCStepper(MultistepStepper):
 
     def __init__(self, timesteps: Float32, levels: Float32, config: UniPCConfig) -> None:
         super().__init__(timesteps, levels, config.solver_order)
-        self._config, self._bounds = config, config.bounds()
+        self._config, self._bounds, self._kind = config, config.bounds(), config.prediction_type
         self._left: int | None = None
 
     def step(self, model_output: Latents, i: int, latents: Latents, out: Latents | None = None) -> Latents:

@@ -15,15 +15,17 @@ from typing import TYPE_CHECKING, Any
 from platemark import errors
 
 if TYPE_CHECKING:
-    from platemark.press import Press, Result, load
+    from platemark.press import Control, Press, Result, Watch, load
     from platemark.provenance.verify import VerifyReport, verify
 
 __version__ = "0.1.0"
-__all__ = ["Press", "Result", "VerifyReport", "__version__", "errors", "load", "verify"]
+__all__ = ["Control", "Press", "Result", "VerifyReport", "Watch", "__version__", "errors", "load", "verify"]
 
 _LAZY = {
+    "Control": "platemark.press",
     "Press": "platemark.press",
     "Result": "platemark.press",
+    "Watch": "platemark.press",
     "load": "platemark.press",
     "VerifyReport": "platemark.provenance.verify",
     "verify": "platemark.provenance.verify",

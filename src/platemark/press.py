@@ -26,9 +26,10 @@ from platemark.provenance.home import home as default_home
 from platemark.provenance.home import make_private
 from platemark.provenance.record import Facts
 from platemark.provenance.stamp import Stamp, open_stamp
-from platemark.rendering import Cancel, Noise, OnStep, Proof, anew, proofs
+from platemark.rendering import Noise, Proof, Watch, anew, proofs
 from platemark.results import FORMATS, Result
 from platemark.runtime.bundle import MANIFEST, Bundle, open_bundle
+from platemark.runtime.denoise import Control
 from platemark.runtime.pipeline import Pipeline
 from platemark.runtime.request import GenerationRequest
 from platemark.safety.assemble import gate_for_bundle
@@ -40,7 +41,7 @@ from platemark.safety.policy import load_policy
 from platemark.safety.policy_model import Policy
 from platemark.stamping import stamp_rules
 
-__all__ = ["FORMATS", "Press", "Result", "engine_cache", "gate_for", "load"]
+__all__ = ["FORMATS", "Control", "Press", "Result", "Watch", "engine_cache", "gate_for", "load"]
 
 Observer = Callable[[str], None]
 
@@ -62,8 +63,7 @@ class Press:
         image: Source | None = None,
         mask_image: Source | None = None,
         file_format: str = "png",
-        on_stage: Observer | None = None,
-        on_step: OnStep | None = None,
+        watch: Watch | None = None,
         **settings: Any,
     ) -> list[Result]:
         """`n` pictures of `prompt`, image k with seed + k; a seed of None or -1 is drawn and reported.
@@ -72,18 +72,18 @@ class Press:
         `scheduler`, `strength`, …, and `style`, whose words the gate sees joined to the prompts. `image` (a path, a file's bytes, a uint8
         RGB array or a Pillow image) is what the pictures are made from, and becomes their C2PA ingredient; `mask_image` says where it is
         painted anew (128 and more of gray). The gate looks at it before anything is rendered. `consent` refers to the consent of the
-        people concerned, and goes into log and record. `file_format` is `png`, `jpeg` or `webp`. `on_stage` hears the name of each stage
-        as it begins, from whichever thread it runs on.
+        people concerned, and goes into log and record. `file_format` is `png`, `jpeg` or `webp`. `watch` hears stages and steps, and
+        can end the request.
 
         Raises `InputError` (a setting out of range), `PolicyBlocked` (the prompt, or the input picture), `SafetyUnavailable`,
-        `ProvenanceUnavailable`, `EngineError`; then nothing was released. There are always `n` results: a picture that the gate
-        withholds, or that did not come out as one, stays in the list with `image=None`.
+        `ProvenanceUnavailable`, `EngineError`, `Cancelled`, `DeadlineExceeded`; then nothing was released. There are always `n` results:
+        a picture that the gate withholds, or that did not come out as one, stays in the list with `image=None`.
         """
         opened = None if image is None else open_picture(image)
         mask = None if mask_image is None else open_mask(mask_image)
         pixels, parent = (None, None) if opened is None else (opened.pixels, opened.data)
         request = self.admit(prompt, n=n, seed=seed, image=pixels, mask_image=mask, **settings)
-        return list(self.run(request, file_format=file_format, consent=consent, parent=parent, on_stage=on_stage, on_step=on_step))
+        return list(self.run(request, file_format=file_format, consent=consent, parent=parent, watch=watch))
 
     def admit(self, prompt: str, *, n: int = 1, seed: int | None = None, **settings: Any) -> GenerationRequest:
         """The request, checked against its ranges and the policy, before any work. Arguments and errors as of `generate`.
@@ -101,8 +101,7 @@ class Press:
         file_format: str = "png",
         consent: str | None = None,
         parent: bytes | None = None,
-        on_stage: Observer | None = None,
-        on_step: OnStep | None = None,
+        watch: Watch | None = None,
     ) -> Iterator[Result]:
         """The straight line. Pictures come out one by one, each once its decision is logged and its record committed.
 
@@ -111,7 +110,10 @@ class Press:
         While a picture is stamped the next is checked, and while a batch is checked the next is rendered. Errors as of `generate`, but
         pictures that came out before an error are released and recorded.
         """
-        say = on_stage or (lambda stage: None)
+        watch = watch or Watch()
+        say = watch.on_stage
+        if watch.previews and not self.gate.policy.previews:
+            raise InputError(f"the policy {self.gate.policy.id!r} shows no previews", "leave them out, or use another policy")
         if file_format not in FORMATS.values():
             raise InputError(f"cannot write the format {str(file_format)[:20]!r}", f"use {', '.join(dict.fromkeys(FORMATS.values()))}")
         say("check_prompt")
@@ -121,11 +123,12 @@ class Press:
         content_ids = [self.stamp.reserve() for _ in range(request.n)]
         say("reserved")
         say("render")
-        cancel = Cancel(on_step)
-        rendered = ahead(proofs(self.pipeline, request, content_ids, cancel, self._noise(request)))
-        checked = ahead(self._check(rendered, subject, decisions, say))
-        with closing(checked), cancel:
+        wanted = watch.of_run()
+        rendered = ahead(proofs(self.pipeline, request, content_ids, wanted, self._noise(request)))
+        checked = ahead(self._check(rendered, subject, decisions, wanted))
+        with closing(checked), wanted.control:
             for proof in checked:
+                wanted.control.check()
                 yield replace(self._release(proof, file_format, parent, say), request_id=subject.request_id)
 
     def _admitted(self, request: GenerationRequest, subject: Subject, consent: str | None, say: Observer) -> tuple[Decision, ...]:
@@ -151,19 +154,20 @@ class Press:
         return self.gate.policy.provenance.latent_mark and request.image is None
 
     def _check(
-        self, rendered: Generator[Proof, None, None], subject: Subject, earlier: tuple[Decision, ...], say: Observer
+        self, rendered: Generator[Proof, None, None], subject: Subject, earlier: tuple[Decision, ...], watch: Watch
     ) -> Iterator[Proof]:
         """The proofs with the gate's decision on each; rendered anew, with another seed, as often as the policy says."""
-        tries = self.gate.policy.regenerate.max
+        tries, say = self.gate.policy.regenerate.max, watch.on_stage
         with closing(rendered):
             for proof in rendered:
                 for attempt in range(tries + 1):
+                    watch.control.check()
                     say("check_image")
                     proof = self._decided(proof, subject.of(proof.index, proof.request.seed, attempt, proof.content_id), earlier)
                     if attempt == tries or proof.decision is None or proof.decision.action is not Action.REGENERATE:
                         break
                     say("render")
-                    proof = anew(self.pipeline, proof, self._noise(proof.request))
+                    proof = anew(self.pipeline, proof, watch, self._noise(proof.request))
                 yield proof
 
     def _decided(self, proof: Proof, about: Subject, earlier: tuple[Decision, ...]) -> Proof:

@@ -16,6 +16,7 @@ from platemark.models import embedded
 from platemark.press import Press
 from platemark.provenance.stamp import Stamp, open_stamp
 from platemark.runtime.bundle import Bundle, open_bundle
+from platemark.runtime.denoise import Step
 from platemark.runtime.noise import image_seed
 from platemark.runtime.pipeline import Pipeline
 from platemark.safety.gate import Gate
@@ -62,12 +63,12 @@ class StubPipeline:
     draw: Callable[[int], Any] = drawn
     rendered: list[int] = field(default_factory=list)
 
-    def generate(self, request: Any, latents: Any = None, on_step: Any = None) -> Any:
+    def generate(self, request: Any, latents: Any = None, on_step: Any = None, control: Any = None, previews: bool = False) -> Any:
         seeds = tuple(image_seed(request.seed, k) for k in range(request.n))
         self.rendered += seeds
         images = np.stack([self.draw(seed) for seed in seeds])
         if on_step is not None:
-            on_step(1, 1)
+            on_step(Step(1, 1, 0.0, 0.0))
         return SimpleNamespace(images=images, seeds=seeds, timings={"denoise": 1.0}, notes=(), resampled_from=None)
 
 

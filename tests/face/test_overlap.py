@@ -150,5 +150,5 @@ def test_batches_of_the_press_are_those_of_the_pipeline(studio: Any, monkeypatch
 
     monkeypatch.setattr(pipeline, "generate", generate)
     request = GenerationRequest.make(studio.bundle.manifest, prompt="a cat", height=side, width=side, n=9)
-    list(rendering.proofs(pipeline, request, list(range(9)), lambda step, total: None))
+    list(rendering.proofs(pipeline, request, list(range(9)), rendering.Watch()))
     assert asked == [min(batch, 9 - first) for first in range(0, 9, batch)]

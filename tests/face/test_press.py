@@ -17,7 +17,7 @@ import pytest
 
 import platemark
 from platemark.errors import InputError, PolicyBlocked, ProvenanceUnavailable, RenderError, SafetyUnavailable
-from platemark.press import Press
+from platemark.press import Press, Watch
 from platemark.provenance.registry import Registry
 from platemark.provenance.stamp import open_stamp
 from platemark.safety.decision import Action, Decision
@@ -91,7 +91,7 @@ def test_seeds_are_reported_and_wrap(shared: Press) -> None:
 def test_a_blocked_prompt_raises_before_any_work(shared: Press) -> None:
     stages: list[str] = []
     with pytest.raises(PolicyBlocked) as caught:
-        shared.generate("a naked woman", on_stage=stages.append)
+        shared.generate("a naked woman", watch=Watch(on_stage=stages.append))
     assert stages == []
     assert caught.value.decision.action is Action.BLOCK
     assert "naked" not in str(caught.value)
@@ -216,7 +216,7 @@ def test_a_kill_at_any_stage_leaves_no_half_file_and_no_unrecorded_picture(share
             if name == stage:
                 os.kill(os.getpid(), signal.SIGKILL)
         press = platemark.load(home=home)
-        press.generate("a cat", seed=5, height=128, width=128, num_inference_steps=2, on_stage=observe)[0].save(out)
+        press.generate("a cat", seed=5, height=128, width=128, num_inference_steps=2, watch=platemark.Watch(on_stage=observe))[0].save(out)
         observe("written")
     """)
     home, out = tmp_path / "home", tmp_path / "cat.png"

@@ -14,7 +14,7 @@ import pytest
 from platemark.errors import Cancelled, DeadlineExceeded, EngineError
 from platemark.runtime import noise
 from platemark.runtime.batcher import Batcher
-from platemark.runtime.denoise import Control, Flight, Workspace, advance, denoise
+from platemark.runtime.denoise import Control, Flight, Step, Workspace, advance, denoise
 from platemark.runtime.engine import Array
 from platemark.runtime.schedulers import make_scheduler
 
@@ -94,7 +94,7 @@ def test_joining_and_leaving_between_steps_changes_nobody() -> None:
 
 def test_the_batch_bounds_a_call_and_steps_are_counted_over_all_groups() -> None:
     network, heard = Network(), []
-    denoise(network, [flight(k, steps=3) for k in range(5)], 2, lambda *at: heard.append(at))
+    denoise(network, [flight(k, steps=3) for k in range(5)], 2, lambda at: heard.append((at.step, at.total)))
     assert max(network.calls) == 4  # two pictures with guidance
     assert heard == [(k, 9) for k in range(1, 10)]
 
@@ -114,7 +114,7 @@ def test_a_cancelled_flight_ends_within_one_call() -> None:
     network = Network()
     crowd = [flight(1, steps=50, control=control)]
     with pytest.raises(Cancelled):
-        denoise(network, crowd, 1, lambda step, total: control.cancel() if step == 3 else None)
+        denoise(network, crowd, 1, lambda at: control.cancel() if at.step == 3 else None)
     assert len(network.calls) == 3
 
 
@@ -143,7 +143,7 @@ def test_in_a_batcher_one_caller_can_give_up_and_the_others_go_on() -> None:
         first = pool.submit(batcher.fly, [staying])
         second = pool.submit(batcher.fly, [flight(2, steps=400, control=control)])
 
-        def stop(step: int, total: int) -> None:
+        def stop(at: Step) -> None:
             gone.set()
             raise KeyError("the caller's own")
 
@@ -170,7 +170,7 @@ def test_closing_ends_what_is_in_flight() -> None:
     batcher = Batcher(Network(seconds=0.01), 8)
     with ThreadPoolExecutor(1) as pool:
         started = threading.Event()
-        waiting = pool.submit(batcher.fly, [flight(1, steps=900)], lambda step, total: started.set())
+        waiting = pool.submit(batcher.fly, [flight(1, steps=900)], lambda at: started.set())
         started.wait()
         batcher.close()
         with pytest.raises(EngineError, match="closed"):

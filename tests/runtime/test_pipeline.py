@@ -15,6 +15,7 @@ import pytest
 from platemark.errors import BundleError, EngineError, InputError, RenderError
 from platemark.runtime.backends.onnxruntime import compile_graph
 from platemark.runtime.bundle import open_bundle
+from platemark.runtime.denoise import Step
 from platemark.runtime.engine import Engine
 from platemark.runtime.noise import randn
 from platemark.runtime.pipeline import Pipeline
@@ -187,7 +188,7 @@ def test_latents_that_do_not_fit_are_refused(pipeline: Pipeline, latents: np.nda
 
 def test_every_step_is_heard_once(pipeline: Pipeline) -> None:
     heard: list[tuple[int, int]] = []
-    pipeline.generate(request(pipeline, n=MAX_BATCH + 1, num_inference_steps=3), on_step=lambda *at: heard.append(at))
+    pipeline.generate(request(pipeline, n=MAX_BATCH + 1, num_inference_steps=3), on_step=lambda at: heard.append((at.step, at.total)))
     assert heard == [(k, 6) for k in range(1, 7)]
 
 
@@ -195,8 +196,8 @@ def test_a_callback_that_raises_stops_the_run(pipeline: Pipeline) -> None:
     watched = Watched(pipeline.engine("unet"))
     own = Pipeline(pipeline.bundle, compile_graph, {"unet": watched})
 
-    def stop(step: int, total: int) -> None:
-        if step == 2:
+    def stop(at: Step) -> None:
+        if at.step == 2:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):

@@ -53,7 +53,7 @@ class TimedEngine:
 
 @dataclass
 class Stages:
-    """Hears the names of stages as they begin (`Press.run`'s `on_stage`), from whichever thread; knows the time between two of them."""
+    """Hears the names of stages as they begin (a `Watch`'s `on_stage`), from whichever thread; knows the time between two of them."""
 
     heard: list[tuple[str, float, int]] = field(default_factory=list)
 

@@ -25,7 +25,7 @@ from platemark.bench.statistics import Data, Spread, spread
 from platemark.errors import InputError, PolicyBlocked
 from platemark.imaging import encode
 from platemark.models import embedded
-from platemark.press import Press, Result, gate_for
+from platemark.press import Press, Result, Watch, gate_for
 from platemark.provenance.home import make_private
 from platemark.provenance.identity import development_identity
 from platemark.provenance.registry import Registry
@@ -156,7 +156,7 @@ class Bench:
         began = time.perf_counter()
         request = self.press.admit(**self.plan.request(run))
         admitted = time.perf_counter()
-        results = list(self.press.run(request, on_stage=stages))
+        results = list(self.press.run(request, watch=Watch(on_stage=stages)))
         ended = time.perf_counter()
         then()
         for result in results:

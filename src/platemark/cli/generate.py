@@ -16,6 +16,7 @@ from platemark.errors import InputError, PlatemarkError, PolicyBlocked
 
 if TYPE_CHECKING:
     from platemark.results import Result
+    from platemark.runtime.denoise import Step
 
 
 @click.command("generate")
@@ -49,6 +50,7 @@ if TYPE_CHECKING:
 @click.option("--variation-seed", type=int, help="A second seed whose noise is mixed in.")
 @click.option("--variation-strength", type=float, help="How much of it, 0 to 1. [default: 0]")
 @click.option("--policy", metavar="NAME|FILE", help="strict, standard, research, or a TOML file. [default: standard]")
+@click.option("--timeout", type=float, metavar="SECONDS", help="Give up a prompt whose pictures take longer.")
 @click.option("--consent", metavar="REF", help="Refers to the consent of the people shown; goes into the log and the record.")
 @click.option("--backend", metavar="NAME", help="onnxruntime or openvino. [default: the one that the bundle was built for]")
 @json_option
@@ -56,8 +58,10 @@ def command(
     prompts: tuple[str, ...], output: str, bundle: Path | None, n: int, seed: int, as_json: bool, policy: str | None, **options: Any
 ) -> int:
     """Generate pictures; each is checked, marked, signed and recorded before it is written."""
-    from platemark.press import load
+    from platemark.press import Watch, load
+    from platemark.runtime.denoise import Control
 
+    Control(options["timeout"])  # one that cannot be is refused before any work
     settings, parent = _settings(options)
     target = _Target(output, single=len(prompts) * n == 1)
     press = load(bundle, policy=policy, backend=spelled(options["backend"]))
@@ -69,8 +73,8 @@ def command(
         with progress("generating") as update:
             for number, request in enumerate(requests):
                 title = f"prompt {number + 1} of {len(requests)}"
-                steps = partial(_show, update, title)
-                for result in press.run(request, file_format=target.file_format, consent=options["consent"], parent=parent, on_step=steps):
+                watch = Watch(on_step=partial(_show, update, title), control=Control(options["timeout"]))
+                for result in press.run(request, file_format=target.file_format, consent=options["consent"], parent=parent, watch=watch):
                     results.append((target.write(len(results), result), result))
     except PlatemarkError as error:
         return _broken_off(error, [file for file, _ in results if file], as_json)
@@ -91,8 +95,8 @@ def _nothing(results: list[Result]) -> PlatemarkError | None:
     return next((result.error for result in results if result.error is not None), None)
 
 
-def _show(update: Callable[[int, int, str], None], title: str, step: int, total: int) -> None:
-    update(step, total, title)
+def _show(update: Callable[[int, int, str], None], title: str, step: Step) -> None:
+    update(step.step, step.total, title)
 
 
 def _broken_off(error: PlatemarkError, written: list[str], as_json: bool) -> int:
