@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from platemark.errors import Cancelled, DeadlineExceeded, InputError
-from platemark.runtime.engine import Array, Engine
+from platemark.runtime.engine import Array, Engine, run_into
 from platemark.runtime.preview import ColourMap, Preview
 from platemark.runtime.schedulers import Stepper
 
@@ -97,6 +97,7 @@ class Flight:
     colours: ColourMap | None = None
     preview: Preview | None = None
     _scaled: Latents = field(init=False)
+    _shown: Latents | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
         self._scaled = np.empty_like(self.latents)
@@ -134,8 +135,8 @@ class Flight:
             answer *= np.float32(self.guidance)
             answer += without
         if self.colours is not None:
-            room = np.empty_like(self.latents)
-            self.preview = self.colours(self.stepper.denoised(answer, self.at, self._scaled, room))
+            self._shown = np.empty_like(self.latents) if self._shown is None else self._shown
+            self.preview = self.colours(self.stepper.denoised(answer, self.at, self._scaled, self._shown))
         self.stepper.step(answer, self.at, self.latents, self.latents)
         if self.hold is not None:
             self.hold(self.at, self.latents)
@@ -143,7 +144,7 @@ class Flight:
 
 
 class Workspace:
-    """The network's input arrays, kept from call to call. One for each thread that flies."""
+    """The network's input and output arrays, kept from call to call. One for each thread that flies."""
 
     def __init__(self) -> None:
         self._arrays: dict[str, Array] = {}
@@ -162,6 +163,7 @@ def advance(unet: Engine, flights: Sequence[Flight], space: Workspace) -> None:
     first = flights[0]
     sample = space.take("sample", (sum(rows), *first.latents.shape[1:]))
     timestep = space.take("timestep", (sum(rows),))
+    output = space.take("output", sample.shape)
     context = space.take("context", (sum(rows), *first.hidden.shape[1:]))
     ends = np.cumsum(rows)
     parts = [slice(end - count, end) for end, count in zip(ends, rows, strict=True)]
@@ -169,9 +171,9 @@ def advance(unet: Engine, flights: Sequence[Flight], space: Workspace) -> None:
         flight.board(sample[part], timestep[part], context[part])
     # A network that overflows is the caller's to find in the latents, not numpy's to warn of on the way.
     with np.errstate(over="ignore", invalid="ignore"):
-        output = unet.run({"sample": sample, "timestep": timestep, "encoder_hidden_states": context})["out_sample"]
+        run_into(unet, {"sample": sample, "timestep": timestep, "encoder_hidden_states": context}, {"out_sample": output})
         for flight, part in zip(flights, parts, strict=True):
-            flight.land(output[part] if output.flags.writeable else output[part].copy())
+            flight.land(output[part])
 
 
 def denoise(unet: Engine, flights: Sequence[Flight], batch: int, on_step: OnStep | None = None) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,6 +35,27 @@ class Engine(Protocol):
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """Computes every output. Raises `EngineError` naming the engine and the cause."""
         ...
+
+
+@runtime_checkable
+class BindingEngine(Engine, Protocol):
+    """An engine that can write into arrays of the caller's."""
+
+    def run_into(self, inputs: Mapping[str, Array], outputs: Mapping[str, Array]) -> None:
+        """Computes the outputs named, into C-contiguous arrays of just their shapes and dtypes. Raises `EngineError`."""
+        ...
+
+
+def run_into(engine: Engine, inputs: Mapping[str, Array], outputs: Mapping[str, Array]) -> None:
+    """Computes the outputs named into arrays of the caller's; where the engine cannot, its own are copied. Raises `EngineError`."""
+    if isinstance(engine, BindingEngine):
+        engine.run_into(inputs, outputs)
+        return
+    answers = engine.run(inputs)
+    for name, array in outputs.items():
+        if answers[name].shape != array.shape:
+            raise EngineError(f"the network gives {name} as {answers[name].shape}, not {array.shape}", "rebuild the bundle")
+        np.copyto(array, answers[name])
 
 
 def check_inputs(engine: str, specs: Sequence[TensorSpec], inputs: Mapping[str, Array]) -> None:

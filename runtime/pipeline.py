@@ -149,7 +149,7 @@ class Pipeline:
         if latents is not None:
             latents = _checked(latents, (request.n, *shape[1:]))
         colours = self._colours() if previews else None
-        scheduler = make_scheduler(request.scheduler, self._scheduler_config)
+        scheduler = make_scheduler(request.scheduler, self._scheduler_config, request.eta)
         scheduler.plan(request.num_inference_steps)  # refuses impossible steps before any work
         self.compile()
         with _timed(timings, "text_encoder"):

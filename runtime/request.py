@@ -39,7 +39,8 @@ class GenerationRequest:
     is (0 to 1: the share of the steps that are taken; None: 0.8, and 1 with a mask). `mask_image` (uint8, (H, W) of the image) makes it
     inpainting: what is 128 or more is painted anew, the rest is kept. `variation_strength` (0 to 1) moves each picture's noise towards
     that of `variation_seed`. `guidance_interval`: the noise levels σ (low, high] at which there is guidance (noise over signal; None:
-    all); elsewhere a step costs half. Raises `InputError` where a value is out of range or goes with nothing.
+    all); elsewhere a step costs half. `eta` (0 to 1): how much noise the steps of DDIM or TCD draw; None: 0, and TCD's 0.3.
+    Raises `InputError` where a value is out of range or goes with nothing.
     """
 
     prompt: str
@@ -58,6 +59,7 @@ class GenerationRequest:
     variation_seed: int | None = None
     variation_strength: float = 0.0
     guidance_interval: tuple[float, float] | None = None
+    eta: float | None = None
 
     def __post_init__(self) -> None:
         check_prompt_text(self.prompt)
@@ -78,6 +80,8 @@ class GenerationRequest:
         check_input_picture(self.image, self.mask_image)
         object.__setattr__(self, "variation_strength", _number("variation_strength", self.variation_strength, 1.0))
         object.__setattr__(self, "strength", self._strength())
+        if self.eta is not None:
+            object.__setattr__(self, "eta", _number("eta", self.eta, 1.0))
         object.__setattr__(self, "guidance_interval", _interval(self.guidance_interval))
         if self.variation_seed is not None:
             object.__setattr__(self, "variation_seed", _whole("variation_seed", self.variation_seed, 0, SEEDS - 1))
@@ -113,7 +117,7 @@ class GenerationRequest:
         """A request with the bundle's defaults where neither a setting nor the style says otherwise; a seed of None or -1 is drawn.
 
         `settings`: `num_inference_steps`, `guidance_scale`, `guidance_interval`, `height`, `width`, `scheduler`, `image`, `mask_image`,
-        `strength`, `variation_seed`, `variation_strength`; None counts as not given. Without a size an input picture gives its own.
+        `strength`, `variation_seed`, `variation_strength`, `eta`; None counts as not given. Without a size an input picture gives its own.
         `style` is as `style.load_style` takes it. Raises `InputError`.
         """
         check_prompt_text(prompt)  # before a style's words would hide that there is none
@@ -145,6 +149,7 @@ class GenerationRequest:
             "scheduler": self.scheduler or "checkpoint",
             **({} if self.style is None else {"style": self.style}),
             **({} if self.strength is None else {"strength": f"{self.strength:g}"}),
+            **({} if self.eta is None else {"eta": f"{self.eta:g}"}),
             **({} if self.guidance_interval is None else {"guidance_interval": "{:g}:{:g}".format(*self.guidance_interval)}),
             **({"variation": f"{self.variation_seed}:{self.variation_strength:g}"} if self.variation_strength else {}),
         }

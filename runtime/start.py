@@ -8,6 +8,7 @@ Knows nothing about prompts or networks.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -78,14 +79,22 @@ class Kept:
     noise: Float
     cells: NDArray[np.bool_]
 
+    @cached_property
+    def _room(self) -> Float:
+        return np.empty_like(self.original)
+
+    @cached_property
+    def _kept(self) -> NDArray[np.bool_]:
+        return ~self.cells
+
     def __call__(self, i: int, latents: Float) -> None:
-        np.copyto(latents, self.stepper.add_noise(self.original, self.noise, i + 1), where=~self.cells)
+        np.copyto(latents, self.stepper.add_noise(self.original, self.noise, i + 1, self._room), where=self._kept)
 
 
 def first_evaluation(stepper: Stepper, steps: int, strength: float) -> int:
     """The evaluation that an image-to-image run begins with: the last `strength` of its steps are taken, and one at least."""
     taken = max(1, min(steps, int(steps * strength)))
-    return (steps - taken) * -(-len(stepper.timesteps) // steps)
+    return stepper.evaluation(steps - taken)
 
 
 def mixed(noise: Float, other: Float, share: float) -> Float:

@@ -89,6 +89,20 @@ class OnnxRuntimeEngine:
             raise EngineError(f"ONNX Runtime failed in {self.name}: {_one_line(error)}", _REMEDY) from error
         return dict(zip(names, values, strict=True))
 
+    def run_into(self, inputs: Mapping[str, Array], outputs: Mapping[str, Array]) -> None:
+        """Computes the outputs named, into arrays of the caller's: nothing is copied, and nothing of their size allocated."""
+        check_inputs(self.name, self._inputs, inputs)
+        contiguous = {name: np.ascontiguousarray(value) for name, value in inputs.items()}
+        try:
+            binding = self._session.io_binding()
+            for name, value in contiguous.items():
+                binding.bind_input(name, "cpu", 0, value.dtype.type, value.shape, value.ctypes.data)
+            for name, value in outputs.items():
+                binding.bind_output(name, "cpu", 0, value.dtype.type, value.shape, value.ctypes.data)
+            self._session.run_with_iobinding(binding)
+        except _failures() as error:
+            raise EngineError(f"ONNX Runtime failed in {self.name}: {_one_line(error)}", _REMEDY) from error
+
 
 def _spec(graph: str, value: Any) -> TensorSpec:
     if value.type not in _TYPES:

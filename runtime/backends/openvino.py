@@ -140,10 +140,26 @@ class OpenVinoEngine:
         """Computes every output; an input of another dtype is refused, not converted."""
         check_inputs(self.name, self._inputs, inputs)
         try:
-            request = self._request()
+            request = self._request("plain")
             request.infer({name: np.ascontiguousarray(value) for name, value in inputs.items()}, share_inputs=True)
             # Copied: the request's next run writes into the same memory.
             return {spec.name: np.array(request.get_output_tensor(index).data) for index, spec in enumerate(self._outputs)}
+        except _FAILURES as error:
+            raise EngineError(f"OpenVINO failed in {self.name}: {_one_line(error)}", _REMEDY) from error
+
+    def run_into(self, inputs: Mapping[str, Array], outputs: Mapping[str, Array]) -> None:
+        """Computes the outputs named, into arrays of the caller's: nothing is copied, and nothing of their size allocated."""
+        check_inputs(self.name, self._inputs, inputs)
+        places = {spec.name: index for index, spec in enumerate(self._outputs)}
+        try:
+            tensor = _library().Tensor
+            request = self._request("bound")  # of its own: tensors that are bound stay
+            contiguous = {name: np.ascontiguousarray(value) for name, value in inputs.items()}
+            for name, value in contiguous.items():
+                request.set_tensor(name, tensor(value, shared_memory=True))
+            for name, value in outputs.items():
+                request.set_output_tensor(places[name], tensor(value, shared_memory=True))
+            request.infer()
         except _FAILURES as error:
             raise EngineError(f"OpenVINO failed in {self.name}: {_one_line(error)}", _REMEDY) from error
 
@@ -151,10 +167,11 @@ class OpenVinoEngine:
         """The engine as bytes that `load_blob` takes; weights included."""
         return bytes(self._compiled.export_model().getvalue())
 
-    def _request(self) -> Any:
-        if not hasattr(self._local, "request"):
-            self._local.request = self._compiled.create_infer_request()
-        return self._local.request
+    def _request(self, name: str) -> Any:
+        """The thread's own infer request of that name."""
+        if not hasattr(self._local, name):
+            setattr(self._local, name, self._compiled.create_infer_request())
+        return getattr(self._local, name)
 
 
 def _spec(port: Any) -> TensorSpec:

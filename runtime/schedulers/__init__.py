@@ -26,7 +26,7 @@ class _Sampler:
 
     def make(self, name: str, config: Mapping[str, Any], **options: float) -> Scheduler:
         module, kind = self.place.split(".")
-        scheduler: Scheduler = getattr(import_module(f"{__name__}.{module}"), kind)(name, {**config, **self.fields}, **options)
+        scheduler: Scheduler = getattr(import_module(f"{__name__}.{module}"), kind)(name, config, **options)
         return scheduler
 
 
@@ -39,6 +39,7 @@ _SAMPLERS: dict[str, _Sampler] = {
     "euler": _Sampler("euler.Euler", "EulerDiscreteScheduler"),
     "euler-a": _Sampler("euler.EulerAncestral", "EulerAncestralDiscreteScheduler"),
     "heun": _Sampler("heun.Heun", "HeunDiscreteScheduler"),
+    "pndm": _Sampler("pndm.PNDM", "PNDMScheduler", {"skip_prk_steps": True}),
     "dpm++2m": _Sampler("dpmpp.DPMSolver", _MULTISTEP),
     "dpm++2m-karras": _Sampler("dpmpp.DPMSolver", _MULTISTEP, _KARRAS),
     "dpm++2m-sde": _Sampler("dpmpp.DPMSolver", _MULTISTEP, _SDE),
@@ -71,7 +72,8 @@ def make_scheduler(name: str | None, config: Mapping[str, Any], eta: float | Non
     if eta is not None and (chosen not in DEFAULT_ETA or not 0.0 <= eta <= 1.0):
         raise InputError(f"the scheduler {chosen!r} cannot use eta = {eta:g}", f"give 0 to 1 to one of {', '.join(DEFAULT_ETA)}")
     options = {"eta": DEFAULT_ETA[chosen] if eta is None else eta} if chosen in DEFAULT_ETA else {}
-    return _SAMPLERS[chosen].make(chosen, config, **options)
+    fields = {} if name is None else _SAMPLERS[chosen].fields
+    return _SAMPLERS[chosen].make(chosen, {**config, **fields}, **options)
 
 
 def reference_config(name: str | None, config: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:

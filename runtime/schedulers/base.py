@@ -55,6 +55,10 @@ class Stepper(Protocol):
         """Clean latents with standard normal `noise` at the noise level before evaluation `i`; clean still for `i = len(timesteps)`."""
         ...
 
+    def evaluation(self, step: int) -> int:
+        """The evaluation with which step number `step` (from 0) begins."""
+        ...
+
     def noise_level(self, i: int) -> float:
         """σ of evaluation `i` where the signal has scale 1 (Karras et al. 2022): noise over signal; `NO_SIGNAL` where none is left."""
         ...
@@ -149,6 +153,9 @@ class VariancePreserving:
             return _copied(original, out)
         return weighted([(self._alpha[i], original), (self._sigma[i], noise)], self._scratch, out)
 
+    def evaluation(self, step: int) -> int:
+        return step
+
     def noise_level(self, i: int) -> float:
         return float(self._sigma[i]) / float(self._alpha[i]) if self._alpha[i] else NO_SIGNAL
 
@@ -179,6 +186,9 @@ class VarianceExploding:
         if i == len(self.timesteps):
             return _copied(original, out)
         return weighted([(1.0, original), (self._sigmas[i], noise)], self._scratch, out)
+
+    def evaluation(self, step: int) -> int:
+        return step
 
     def noise_level(self, i: int) -> float:
         return float(self._sigmas[i])

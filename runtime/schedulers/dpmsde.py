@@ -61,6 +61,9 @@ class DPMSDEStepper(VarianceExploding):
         scaled: Latents = np.divide(latents, np.sqrt(self._level(i) ** 2 + 1), out=out)
         return scaled
 
+    def evaluation(self, step: int) -> int:
+        return 2 * step
+
     def noise_level(self, i: int) -> float:
         return float(self._level(i))
 

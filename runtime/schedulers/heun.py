@@ -50,6 +50,9 @@ class HeunStepper(VarianceExploding):
         super().__init__(timesteps, sigmas, initial)
         self._kind, self._bounds = kind, bounds
 
+    def evaluation(self, step: int) -> int:
+        return 2 * step
+
     def step(self, model_output: Latents, i: int, latents: Latents, out: Latents | None = None) -> Latents:
         sigma, scratch = self._sigmas[i], self._scratch
         original = exploding_original(self._kind, model_output, latents, sigma, scratch)

@@ -95,11 +95,10 @@ def test_deadlines_that_cannot_be_are_refused(seconds: float) -> None:
         Control(seconds)
 
 
-def run(arguments: list[str], **more: Any) -> subprocess.Popen[str]:
+def run(arguments: list[str]) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "platemark", "generate", "a cat", "--seed", "5", *arguments]
-    return subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, **more
-    )
+    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, **pipes)
 
 
 def test_the_command_gives_up_in_one_line(tmp_path: Path) -> None:

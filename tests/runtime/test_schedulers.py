@@ -35,6 +35,7 @@ SHAPE = (4, 8, 8)
         ("HeunDiscreteScheduler", "heun"),
         ("DPMSolverMultistepScheduler", "dpm++2m"),
         ("DPMSolverSDEScheduler", "dpm++sde"),
+        ("PNDMScheduler", "pndm"),
         ("UniPCMultistepScheduler", "unipc"),
         ("LCMScheduler", "lcm"),
         ("TCDScheduler", "tcd"),
@@ -46,7 +47,7 @@ def test_none_is_the_checkpoints_own(own: str, name: str) -> None:
     assert reference_config(None, {"_class_name": own, "beta_end": 0.01}) == (own, {"_class_name": own, "beta_end": 0.01})
 
 
-@pytest.mark.parametrize(("name", "config"), [("magic", {}), (None, {"_class_name": "PNDMScheduler"}), (None, {})])
+@pytest.mark.parametrize(("name", "config"), [("magic", {}), (None, {"_class_name": "IPNDMScheduler"}), (None, {})])
 def test_unknown_names_list_the_known(name: str | None, config: dict[str, Any]) -> None:
     with pytest.raises(InputError) as caught:
         make_scheduler(name, config)

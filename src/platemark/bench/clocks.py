@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from platemark.runtime.engine import Array, Engine, TensorSpec
+from platemark.runtime.engine import Array, Engine, TensorSpec, run_into
 
 
 class TimedEngine:
@@ -31,6 +31,13 @@ class TimedEngine:
         began = time.perf_counter()
         try:
             return self._engine.run(inputs)
+        finally:
+            self._add(time.perf_counter() - began)
+
+    def run_into(self, inputs: Mapping[str, Array], outputs: Mapping[str, Array]) -> None:
+        began = time.perf_counter()
+        try:
+            run_into(self._engine, inputs, outputs)
         finally:
             self._add(time.perf_counter() - began)
 

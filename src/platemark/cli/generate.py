@@ -42,6 +42,8 @@ if TYPE_CHECKING:
     help="ddim, ddpm, euler, euler-a, heun, dpm++2m, dpm++sde, unipc, lcm or tcd; also dpm++2m-sde, and -karras after any dpm++ name. "
     "[default: the bundle's]",
 )
+@click.option("--eta", type=float, metavar="N", help="How much noise the steps of ddim or tcd draw, 0 to 1. [default: 0; tcd: 0.3]")
+@click.option("--guidance-interval", metavar="LOW,HIGH", help="Guidance at these noise levels alone; steps elsewhere cost half.")
 @click.option("--image", type=click.Path(path_type=Path), help="A picture to start from: image to image, or inpainting with --mask.")
 @click.option("--strength", type=float, help="How much of --image is changed, 0 to 1. [default: 0.8; 1 with a mask]")
 @click.option("--mask", type=click.Path(path_type=Path), help="A gray picture as large as --image: white is painted anew.")
@@ -118,7 +120,9 @@ def _settings(options: dict[str, Any]) -> tuple[dict[str, Any], bytes | None]:
         "negative_prompt": options["negative"],
         "num_inference_steps": options["steps"],
         "guidance_scale": options["guidance"],
+        "guidance_interval": None if options["guidance_interval"] is None else parse_interval(options["guidance_interval"]),
         "scheduler": options["scheduler"],
+        "eta": options["eta"],
         "style": options["style"],
         "variation_seed": options["variation_seed"],
         "variation_strength": options["variation_strength"],
@@ -158,6 +162,15 @@ def parse_size(text: str) -> tuple[int, int]:
     if match is None:
         raise InputError(f"the size {text[:40]!r} is not WIDTHxHEIGHT", "give two whole numbers, as in --size 512x512")
     return int(match[1]), int(match[2])
+
+
+def parse_interval(text: str) -> tuple[float, float]:
+    """ "0.3,5.4" → (0.3, 5.4). Raises `InputError`; ranges are the request's to check."""
+    match = re.fullmatch(r"([0-9.]{1,12}),([0-9.]{1,12})", text.replace(" ", ""))
+    try:
+        return (float(match[1]), float(match[2])) if match else (float("nan"), float("nan"))
+    except ValueError as error:
+        raise InputError(f"the interval {text[:40]!r} is not LOW,HIGH", "give two noise levels, as in 0.3,5.4") from error
 
 
 class _Target:
