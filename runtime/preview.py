@@ -26,4 +26,5 @@ class ColourMap:
         """uint8 (h, w, 3) of latents (1, C, h, w)."""
         finite = np.clip(np.nan_to_num(latents[0]), -_FAR, _FAR)
         levels = np.tensordot(finite, self._weights, axes=(0, 0)) + self._bias
-        return np.clip(levels, 0.0, 255.0).astype(np.uint8)
+        shown: Preview = np.clip(levels, 0.0, 255.0).astype(np.uint8)
+        return shown

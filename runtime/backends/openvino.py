@@ -27,6 +27,7 @@ _REMEDY = "use `--backend onnxruntime`, or rebuild the bundle with `platemark bu
 # The bindings set up their numpy side inside whichever call comes first, and two threads there wait for each other for ever (2026.4.1:
 # a C++ static's guard against the interpreter's lock). So engines are made in turns; running them needs no lock.
 _ONE_AT_A_TIME = threading.RLock()
+_UNTOUCHED = 0x7FC0BEEF  # a NaN that no arithmetic gives
 _FAILURES = (RuntimeError, ValueError, TypeError, OSError, MemoryError)
 
 
@@ -148,7 +149,7 @@ class OpenVinoEngine:
             raise EngineError(f"OpenVINO failed in {self.name}: {_one_line(error)}", _REMEDY) from error
 
     def run_into(self, inputs: Mapping[str, Array], outputs: Mapping[str, Array]) -> None:
-        """Computes the outputs named, into arrays of the caller's: nothing is copied, and nothing of their size allocated."""
+        """Computes the outputs named, into float32 arrays of the caller's: nothing is copied, and nothing of their size allocated."""
         check_inputs(self.name, self._inputs, inputs)
         places = {spec.name: index for index, spec in enumerate(self._outputs)}
         try:
@@ -158,8 +159,14 @@ class OpenVinoEngine:
             for name, value in contiguous.items():
                 request.set_tensor(name, tensor(value, shared_memory=True))
             for name, value in outputs.items():
+                value.view(np.uint32).flat[0] = _UNTOUCHED
                 request.set_output_tensor(places[name], tensor(value, shared_memory=True))
             request.infer()
+            # Where a shape is not the output's, the library computes into memory of its own and says nothing.
+            for name, value in outputs.items():
+                shape = tuple(request.get_output_tensor(places[name]).shape)
+                if shape != value.shape or value.view(np.uint32).flat[0] == _UNTOUCHED:
+                    raise ValueError(f"{name} has another shape than the array given for it")
         except _FAILURES as error:
             raise EngineError(f"OpenVINO failed in {self.name}: {_one_line(error)}", _REMEDY) from error
 

@@ -87,7 +87,7 @@ def test_the_face_is_lazy_and_small() -> None:
     code = "import sys, platemark; print(sorted(m for m in sys.modules if m.startswith('platemark'))); print(sorted(dir(platemark)))"
     lines = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.splitlines()
     assert lines[0] == "['platemark', 'platemark.errors']"
-    assert lines[1] == "['Press', 'Result', 'VerifyReport', '__version__', 'errors', 'load', 'verify']"
+    assert lines[1] == "['Control', 'Press', 'Result', 'VerifyReport', 'Watch', '__version__', 'errors', 'load', 'verify']"
 
 
 def git(*arguments: str, root: Path = ROOT) -> str:

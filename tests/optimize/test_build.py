@@ -363,7 +363,12 @@ def test_the_scheduler_is_the_checkpoints_own_where_it_can_be(checkpoint_copy: P
     config = json.loads(path.read_text())
     assert choose_scheduler(open_checkpoint(checkpoint_copy), None) is None
     assert choose_scheduler(open_checkpoint(checkpoint_copy), "euler") == "euler"
-    path.write_text(json.dumps(config | {"_class_name": "PNDMScheduler"}))
+    path.write_text(json.dumps(config | {"_class_name": "PNDMScheduler", "skip_prk_steps": True}))
+    assert choose_scheduler(open_checkpoint(checkpoint_copy), None) is None
+    path.write_text(json.dumps(config | {"_class_name": "PNDMScheduler", "skip_prk_steps": False}))
+    with pytest.raises(CheckpointError, match="skip_prk_steps"):
+        choose_scheduler(open_checkpoint(checkpoint_copy), None)
+    path.write_text(json.dumps(config | {"_class_name": "IPNDMScheduler"}))
     assert choose_scheduler(open_checkpoint(checkpoint_copy), None) == "ddim"
     path.write_text(json.dumps(config | {"prediction_type": "flow"}))
     with pytest.raises(CheckpointError, match="prediction_type"):

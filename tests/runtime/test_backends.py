@@ -7,6 +7,7 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ import pytest
 from platemark.errors import EngineError, InputError
 from platemark.runtime import backends
 from platemark.runtime.backends.onnxruntime import compile_graph, label
-from platemark.runtime.engine import TensorSpec
+from platemark.runtime.engine import TensorSpec, run_into
 
 
 def unet_inputs(rows: int = 2, side: int = 8, seed: int = 0) -> dict[str, np.ndarray]:
@@ -152,3 +153,32 @@ def test_torch_modules_keep_the_same_contract() -> None:
     assert [spec.name for spec in engine.inputs] == ["sample", "timestep"]
     with pytest.raises(EngineError, match="scale"):
         engine.run({"sample": np.ones((2, 3), np.float32)})
+
+
+def test_outputs_are_written_where_the_caller_says(miniature: Path) -> None:
+    engine = compile_graph(miniature / "unet" / "model.onnx")
+    inputs = unet_inputs(3)
+    room = np.full_like(inputs["sample"], np.nan)
+    engine.run_into(inputs, {"out_sample": room})
+    assert np.array_equal(room, engine.run(inputs)["out_sample"])
+    wide = np.zeros((3, 4, 8, 16), np.float32)
+    engine.run_into({**inputs, "sample": wide[..., ::2]}, {"out_sample": room})  # inputs need not lie together
+    assert np.array_equal(room, engine.run({**inputs, "sample": np.zeros_like(room)})["out_sample"])
+    with pytest.raises(EngineError, match=r"model\.onnx"):
+        engine.run_into(inputs, {"out_sample": room[:2]})
+    with pytest.raises(EngineError, match=r"model\.onnx"):
+        engine.run_into(inputs, {"nothing": room})
+
+
+def test_an_engine_that_cannot_write_elsewhere_has_its_answer_copied() -> None:
+    class Plain:
+        inputs = outputs = ()
+
+        def run(self, inputs: Any) -> dict[str, np.ndarray]:
+            return {"out": np.arange(4.0)}
+
+    room = np.zeros(4)
+    run_into(Plain(), {}, {"out": room})
+    assert room.tolist() == [0, 1, 2, 3]
+    with pytest.raises(EngineError, match="out"):
+        run_into(Plain(), {}, {"out": np.zeros(5)})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+import tracemalloc
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -17,6 +18,7 @@ from platemark.runtime.batcher import Batcher
 from platemark.runtime.denoise import Control, Flight, Step, Workspace, advance, denoise
 from platemark.runtime.engine import Array
 from platemark.runtime.schedulers import make_scheduler
+from platemark.runtime.start import Kept
 
 CONFIG = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "steps_offset": 1, "clip_sample": False}
 SHAPE = (1, 4, 6, 5)
@@ -196,3 +198,34 @@ def test_an_error_of_any_kind_reaches_the_caller_who_would_wait_for_ever() -> No
         with pytest.raises(MemoryError):
             batcher.fly([flight(1)])
         batcher.fly([flight(2)])
+
+
+class Binding(Network):
+    """The network as an engine that writes where it is told to."""
+
+    def run_into(self, inputs: Mapping[str, Array], outputs: Mapping[str, Array]) -> None:
+        (name,) = outputs
+        assert name == "out_sample"
+        np.multiply(inputs["sample"], np.float32(0.5), out=outputs[name])
+
+
+@pytest.mark.parametrize("sampler", ["ddim", "euler", "heun", "dpm++2m", "unipc", "pndm"])
+@pytest.mark.parametrize("held", [False, True])
+def test_a_step_allocates_nothing_of_the_latents_size(sampler: str, held: bool) -> None:
+    wide = (1, 4, 48, 48)
+    stepper = make_scheduler(sampler, CONFIG).plan(14)
+    clean, grain = noise.randn(1, wide), noise.randn(2, wide)
+    hold = Kept(stepper, clean, grain, np.zeros((48, 48), np.bool_)) if held else None
+    one = Flight(grain.copy(), stepper, np.zeros((2, 3, 8), np.float32), 4.0, hold)
+    peaks, space, network = [], Workspace(), Binding()
+    tracemalloc.start()
+    try:
+        while one.left:
+            tracemalloc.reset_peak()
+            before = tracemalloc.get_traced_memory()[0]
+            advance(network, [one], space)
+            peaks.append(tracemalloc.get_traced_memory()[1] - before)
+    finally:
+        tracemalloc.stop()
+    assert peaks[0] > 4 * clean.nbytes  # the run's own memory, or the measure measures nothing
+    assert max(peaks[5:]) < clean.nbytes / 2

@@ -248,3 +248,17 @@ def test_the_proven_precision_is_used(recorded: Bundle) -> None:
 def test_a_backend_that_renders_nothing_is_refused(backend: str, bundle: Bundle) -> None:
     with pytest.raises(InputError, match="renders no pictures"):
         Pipeline.load(bundle, backend)
+
+
+def test_outputs_are_written_where_the_caller_says(bundle: Bundle) -> None:
+    engine = open_engine(bundle, "unet", "openvino", threads=1)
+    for rows, side in ((2, 8), (1, 16), (2, 8)):
+        inputs = inputs_of("unet", rows, side)
+        room = np.full_like(inputs["sample"], np.nan)
+        engine.run_into(inputs, {"out_sample": room})  # type: ignore[attr-defined]
+        kept = room.copy()
+        assert np.array_equal(kept, engine.run(inputs)["out_sample"])
+        engine.run({**inputs, "sample": inputs["sample"] * 2})
+        assert np.array_equal(kept, room)  # the caller's array stays the caller's
+    with pytest.raises(EngineError, match=r"model\.onnx"):
+        engine.run_into(inputs, {"out_sample": room[:1]})  # type: ignore[attr-defined]

@@ -311,9 +311,9 @@ def rewritten(copy: Path, rewrite_manifest: Callable[..., None], name: str, text
 
 
 def test_the_checkpoints_own_unsupported_sampler_is_named(copy: Path, rewrite_manifest: Callable[..., None]) -> None:
-    config = json.dumps({"_class_name": "PNDMScheduler", "skip_prk_steps": True, "beta_schedule": "scaled_linear"})
+    config = json.dumps({"_class_name": "IPNDMScheduler", "beta_schedule": "scaled_linear"})
     own = Pipeline.load(open_bundle(rewritten(copy, rewrite_manifest, "scheduler/scheduler_config.json", config)))
-    with pytest.raises(InputError, match="PNDMScheduler"):
+    with pytest.raises(InputError, match="IPNDMScheduler"):
         own.generate(request(own))
     assert own.generate(request(own, scheduler="ddim")).images.shape == (1, 96, 96, 3)
 
