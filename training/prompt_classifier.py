@@ -46,7 +46,7 @@ WEAPONS = ("crossed swords", "bow and arrow", "bomb", "dagger", "axe", "kitchen 
 NAME_WEIGHT = 0.3  # of one of them, and of a plain prompt
 PLAIN = "plain"  # the first column of harmless prompts without any word that misleads
 L2, STEPS = 2e-6, 250
-BENIGN_BIAS = 1.36  # added to the logit of `benign`: at a score of 0.5 the classifier alone blocks few harmless prompts
+BENIGN_BIAS = 1.6  # added to the logit of `benign`: at a score of 0.5 the classifier alone blocks few harmless prompts
 MOST_WORDS = 40
 
 
@@ -154,22 +154,30 @@ def rates(scores: NDArray[np.float64], unsafe: NDArray[np.bool_]) -> str:
     return "caught / false alarms in % at " + ", ".join(shown)
 
 
-def cross_validate(chosen: Sequence[Sample], folds: int) -> None:
-    """Prints what a classifier does on texts whose group it has not seen."""
-    both = {lists: features(chosen, lists) for lists in (True, False)}
+def unseen(chosen: Sequence[Sample], folds: int) -> tuple[NDArray[np.int64], dict[bool, NDArray[np.float64]]]:
+    """The fold of each text (texts of one group are in one), and the verdicts of classifiers that have not seen that fold.
+
+    Verdicts are (texts, classes), asked with the word lists (True) and without.
+    """
+    both = {kind: features(chosen, kind) for kind in (True, False)}
     fold = np.array([zlib.crc32(sample.group.encode()) % folds for sample in chosen])
-    scores = {lists: np.zeros(len(chosen)) for lists in both}
+    found = {kind: np.zeros((len(chosen), len(CLASSES))) for kind in both}
     for number in range(folds):
         inside, outside = np.flatnonzero(fold != number), np.flatnonzero(fold == number)
-        kept = [chosen[i] for i in inside]
-        weights = fit([both[lists][i] for lists in both for i in inside], kept * 2)
-        for lists in both:
-            scores[lists][outside] = [unsafe_scores(probabilities(weights, both[lists][i])).max() for i in outside]
+        weights = fit([both[kind][i] for kind in both for i in inside], [chosen[i] for i in inside] * 2)
+        for kind in both:
+            found[kind][outside] = [probabilities(weights, both[kind][i]) for i in outside]
+    return fold, found
+
+
+def cross_validate(chosen: Sequence[Sample], folds: int) -> None:
+    """Prints what a classifier does on texts whose group it has not seen."""
     counted = np.array([sample.weight == 1 for sample in chosen])
     unsafe = np.array([sample.category != BENIGN for sample in chosen])
-    for lists in both:
-        print("with" if lists else "without", "the word lists:", rates(scores[lists][counted], unsafe[counted]))
-        print("    plain prompts and names stopped at 0.5:", f"{100 * (scores[lists][~counted] >= 0.5).mean():.2f} %")
+    for lists, verdicts in unseen(chosen, folds)[1].items():
+        scores = np.array([unsafe_scores(one).max() for one in verdicts])
+        print("with" if lists else "without", "the word lists:", rates(scores[counted], unsafe[counted]))
+        print("    plain prompts and names stopped at 0.5:", f"{100 * (scores[~counted] >= 0.5).mean():.2f} %")
 
 
 def packed(weights: Weights) -> bytes:

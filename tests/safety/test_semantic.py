@@ -10,8 +10,19 @@ import pytest
 
 from platemark.errors import MissingExtra, SafetyUnavailable
 from platemark.safety import prompt, semantic
+from platemark.safety.english import LEAST, english_share
 from platemark.safety.policy import load_policy
-from platemark.safety.semantic import MOST_TOKENS, SIZE, Embedder, SemanticDetector, load_head, semantic_detector, windows
+from platemark.safety.semantic import (
+    MOST_TOKENS,
+    SIZE,
+    Embedder,
+    SemanticDetector,
+    is_english,
+    load_head,
+    semantic_detector,
+    together,
+    windows,
+)
 
 installed = pytest.mark.skipif(find_spec(semantic.PACKAGE) is None, reason="needs the extra `safety`")
 
@@ -26,9 +37,47 @@ def test_without_the_extra_it_is_left_out(monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_windows_cover_a_text_and_are_bounded() -> None:
     assert windows("A (nude:1.2) woman") == ["a nude woman"]
-    many = windows(" ".join(f"word{chr(97 + i % 26)}" for i in range(20_000)))
+    many = windows(" ".join(("red", "stone", "house", "river")[i % 4] for i in range(20_000)))
     assert 16 <= len(many) <= 32
     assert all(len(window.split()) <= semantic.WINDOW for window in many)
+
+
+@pytest.mark.parametrize(
+    ("text", "known"),
+    [
+        ("a teenager in a hospital bed, photograph", True),
+        ("watercolour of a wooden boat on a quiet lake", True),
+        ("uma adolescente no hospital, fotografia", False),
+        ("eine junge frau mit einem kind auf dem markt", False),
+        ("portrait d une femme dans la cuisine", False),
+        ("retrato de una mujer con un gato", False),
+        ("病院 の 若 者", False),
+        ("девушка в больнице", False),
+        ("", False),
+        ("7 12", False),
+    ],
+)
+def test_only_english_is_judged(text: str, known: bool) -> None:
+    assert is_english(text) is known
+    assert bool(windows(text)) is known
+
+
+def test_share_of_english_words() -> None:
+    vocabulary = {"red", "house", "la", "casa"}
+    assert english_share(["red", "house"], vocabulary) == 1.0
+    assert english_share(["red", "haus"], vocabulary) == pytest.approx(3 / 7)
+    assert english_share(["red", "7", "house"], vocabulary) == 1.0
+    assert english_share(["la", "casa"], vocabulary) == pytest.approx(4 / 6 - 1 / 4)
+    assert english_share(["la", "una"], vocabulary) == -0.5
+    assert english_share([], vocabulary) == 0.0 < LEAST
+
+
+def test_meaning_and_wording_must_not_contradict() -> None:
+    unsafe, harmless = np.array([0.9, 0.1]), np.array([0.01, 0.99])
+    assert together(unsafe, unsafe)[0] > 0.98
+    assert together(unsafe, harmless)[0] < 0.1
+    assert together(unsafe, np.array([0.5, 0.5])) == pytest.approx(unsafe)
+    assert together(np.array([0.0, 1.0]), np.array([1.0, 0.0])) == pytest.approx([0.5, 0.5])
 
 
 def test_another_head_or_vocabulary_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -65,3 +114,4 @@ def test_it_scores_meaning_and_not_negative_prompts() -> None:
     assert max(scores.get("undress_intent", 0.0), scores.get("sexual", 0.0)) > 0.3
     assert all(s.score < 0.3 for s in detector.observe("a red apple on a wooden table", "prompt").signals)
     assert detector.observe("naked woman", "negative_prompt").signals == ()
+    assert detector.observe("mulher nua na cama, fotografia explícita", "prompt").signals == (), "no English, so nothing is said"
