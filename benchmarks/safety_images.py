@@ -1,4 +1,4 @@
-"""Measures the picture detectors: what they take harmless pictures for, which faces they find, how long they look.
+"""Measures the picture detectors: what they take harmless pictures for, and which faces they find. What they cost: `safety_gate`.
 
     python -m benchmarks.safety_images [--pictures build/training/made.npz] [--table benchmarks/results/safety_images.md]
 
@@ -10,12 +10,8 @@ sources of `benchmarks.watermark.images`.
 from __future__ import annotations
 
 import argparse
-import json
-import os
 import shlex
-import subprocess
 import sys
-import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -25,10 +21,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from benchmarks.safety_pictures import HALVES, Half, Item, faces, harmless, peak_mib
+from benchmarks.safety_pictures import HALVES, Half, Item, faces, harmless, pasted
 from benchmarks.whole_process import machine
 from platemark.errors import RenderError
 from platemark.safety.detectors import registry
+from platemark.safety.detectors.face import FaceDetector
 from platemark.safety.gate import Gate
 from platemark.safety.policy import load_policy, parse_policy
 from platemark.safety.policy_model import Policy
@@ -40,7 +37,7 @@ LEVELS = (0.4, 0.5, 0.7, 0.9)  # scores that the table counts at: the low bands 
 FACE = 0.5
 CONTROLS = Path(__file__).parents[1] / "tests" / "safety" / "data"
 SECOND_OPINION = b'extends = "standard"\nversion = 2\nid = "second-opinion"\n[categories.sexual.output_image]\ncombine = "all"\n'
-SPEED_SIZES, SPEED_RUNS = (512, 1024), 60
+SMALL_FACES, SMALL_OF = (24, 32, 40, 48, 64, 96), 25  # pixels of a face; faces of each size
 CITED = """Published, not measured here: nsfwjs' makers count about 93 % right for this network (README of nsfwjs 4.4.0). LAION's
 comparison on its own 4,900 pictures gives a larger network of the same family 5.9 % missed and 7.5 % falsely flagged (repository LAION-
 SAFETY, GantMan InceptionV3). open_nsfw's makers name no figures. UnsafeBench (arXiv:2405.03486) finds that classifiers trained on
@@ -151,6 +148,23 @@ def face_table(seen: Sequence[Seen]) -> list[str]:
     return [*rows, "", f"Among the {len(seen)} harmless pictures a face is seen in {len(where)}: {', '.join(where) or '–'}."]
 
 
+def small_faces() -> list[str]:
+    """Faces of Labeled Faces in the Wild, pasted where chance has it into photographs of the report half of 1024 × 1024 pixels."""
+    detector = FaceDetector()
+    rows = ["| pixels of a face in a picture of 1024 × 1024 | found (≥ 0.5, at its place) |", "|---|---|"]
+    for side in SMALL_FACES:
+        found = sum(_finds(detector, *pasted(number, side)) for number in range(SMALL_OF))
+        rows.append(f"| {side} | {found} / {SMALL_OF} |")
+    return rows
+
+
+def _finds(detector: FaceDetector, picture: NDArray[np.uint8], box: tuple[int, int, int, int]) -> bool:
+    """Whether the middle of a face that counts is in `box`."""
+    left, top, right, bottom = box
+    middles = [((f.box[0] + f.box[2]) / 2, (f.box[1] + f.box[3]) / 2) for f in detector.faces(picture) if f.score >= FACE]
+    return any(left <= across <= right and top <= down <= bottom for across, down in middles)
+
+
 def _best(detector: ImageDetector, picture: NDArray[np.uint8]) -> float:
     return max(signal.score for signal in detector.observe(picture).signals)
 
@@ -165,40 +179,6 @@ def control_table() -> list[str]:
     return rows
 
 
-def speed(names: Sequence[str], size: int, threads: int) -> dict[str, float]:
-    """p50 and p95 of one look of all `names` (ms, as the gate runs them: side by side), CPU ms a look, and the process's peak of memory."""
-    policy = load_policy("standard")
-    detectors = [registry.load(name, threads=threads) for name in names]
-    gate = Gate(policy, prompt_detectors(policy), detectors) if len(names) > 1 else None
-    rng = np.random.default_rng(0)
-    coarse = Image.fromarray(rng.integers(0, 256, (12, 12, 3), dtype=np.uint8))
-    picture = np.asarray(coarse.resize((size, size), Image.Resampling.BICUBIC))
-    run = (lambda: gate.check_output_image(picture)) if gate else (lambda: detectors[0].observe(picture))
-    for _ in range(5):
-        run()
-    walls, before = [], time.process_time()
-    for _ in range(SPEED_RUNS):
-        began = time.perf_counter()
-        run()
-        walls.append((time.perf_counter() - began) * 1000)
-    cpu = (time.process_time() - before) * 1000 / SPEED_RUNS
-    return {"p50": float(np.percentile(walls, 50)), "p95": float(np.percentile(walls, 95)), "cpu": cpu, "peak": peak_mib()}
-
-
-def speed_table() -> list[str]:
-    """Each case in a process of its own."""
-    rows = ["| what | pixels | threads | p50 ms | p95 ms | CPU ms | peak MiB |", "|---|---|---|---|---|---|---|"]
-    cases = [((name,), size, threads) for name in NETWORKS for size in SPEED_SIZES for threads in (1, 2)]
-    for names, size, threads in [*cases, *((("nsfw", "face"), size, 2) for size in SPEED_SIZES), (NETWORKS, 512, 2)]:
-        command = [sys.executable, "-m", "benchmarks.safety_images", "--speed", ",".join(names), str(size), str(threads)]
-        done = subprocess.run(command, check=True, capture_output=True, text=True, env=os.environ)
-        took = json.loads(done.stdout)
-        what = names[0] if len(names) == 1 else f"gate: {' + '.join(names)}"
-        numbers = " | ".join(f"{took[key]:.0f}" for key in ("p50", "p95", "cpu", "peak"))
-        rows.append(f"| {what} | {size} | {threads} | {numbers} |")
-    return rows
-
-
 def report(made: Path | None) -> str:
     """The whole document, without its heading."""
     seen = look(harmless(made))
@@ -208,8 +188,8 @@ def report(made: Path | None) -> str:
         ["## Scores of `sexual`", "", *counts_table(seen), "", CITED, ""],
         ["## Gates", "", *gates_table(seen), ""],
         ["## Faces", "", *face_table(seen), ""],
-        ["## Abstract positive controls", "", *control_table(), ""],
-        ["## Time and memory", "", f"Load average {os.getloadavg()[0]:.1f} when this part began.", "", *speed_table()],
+        ["## Small faces", "", *small_faces(), ""],
+        ["## Abstract positive controls", "", *control_table()],
     ]
     return "\n".join(line for part in parts for line in part)
 
@@ -218,11 +198,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pictures", type=Path, help="take the embedded model's pictures from this file of training.evaluate")
     parser.add_argument("--table", type=Path, help="write the tables here, e.g. benchmarks/results/safety_images.md")
-    parser.add_argument("--speed", nargs=3, metavar=("NAMES", "PIXELS", "THREADS"), help=argparse.SUPPRESS)
     args = parser.parse_args()
-    if args.speed:
-        print(json.dumps(speed(args.speed[0].split(","), int(args.speed[1]), int(args.speed[2]))))
-        return
     text = report(args.pictures)
     print(text)
     if args.table:

@@ -13,7 +13,7 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageOps
 
 from benchmarks.watermark import images
 
@@ -81,6 +81,16 @@ def faces(side: int) -> tuple[list[Pixels], list[Pixels]]:
     grey = np.rint(np.asarray(data.lfw_subset()) * 255).astype(np.uint8)
     grown = [np.asarray(Image.fromarray(one).convert("RGB").resize((side, side), Image.Resampling.BICUBIC)) for one in grey]
     return grown[:100], grown[100:]
+
+
+def pasted(number: int, side: int) -> tuple[Pixels, tuple[int, int, int, int]]:
+    """A photograph of the report half, 1024 pixels square, with a face of `side` pixels at a random place, and its box."""
+    names = images.half("report")
+    with Image.open(images.photographs()[names[number % len(names)]]) as opened:
+        scene = ImageOps.fit(opened.convert("RGB"), (LONGEST, LONGEST))
+    left, top = (int(at) for at in np.random.default_rng(number).integers(0, LONGEST - side, 2))
+    scene.paste(Image.fromarray(faces(side)[0][4 * number % 100]), (left, top))
+    return np.asarray(scene), (left, top, left + side, top + side)
 
 
 def peak_mib() -> float:

@@ -2,7 +2,7 @@
 
 It was trained on photographs (WIDER FACE). A face counts from about 32 pixels a side on as the network sees it: of pictures up to 640
 pixels that is a fifteenth of the longer side. Up to 1024 pixels smaller ones are found where the look at the whole hints at them, which
-it does for most from a sixteenth on; larger pictures are looked at in tiles too. `training/convert_centerface.py` made the file.
+it does for most from a twenty-fifth on; larger pictures are looked at in tiles too. `training/convert_centerface.py` made the file.
 """
 
 from __future__ import annotations
@@ -28,8 +28,9 @@ THRESHOLD = 0.5  # from which score on a face is one; policies set their own
 FLOOR = 0.2  # below it a box is not reported at all
 STRIDE, MULTIPLE = 4, 32  # pixels a cell of the maps; what the network's sides must be multiples of
 _WHOLE, _GROW = 480, 2.0  # longer side of the look at the whole picture; how much a small picture may grow
-_COARSE = 224  # of a second look, for faces that fill the picture: at 480 they score lower than at half of it
-_SMALL = 640  # pictures with no longer side get by with these two looks
+_WIDE = 608  # the same for pictures from `_SMALL` to `_MEDIUM`, where a face is small in the whole
+_COARSE = (224, 160)  # of further looks, for faces that fill the picture: at 480 they score lower than at half and a third of it
+_SMALL = 640  # pictures with no longer side get by with these looks
 _MEDIUM = 1024  # those up to here are looked at closely where a look at the whole hints at a face; larger ones in tiles, all over
 _HINT, _SURE = 0.03, 0.6  # a hint is a score from here on; faces from here on, the most that a policy may ask for, need no closer look
 _CLOSE, _MOST = 224, 5  # side of a closer look in the picture's own pixels, and how many there are at most
@@ -79,7 +80,11 @@ class FaceDetector:
     def _found(self, image: Picture) -> Found:
         """Boxes and scores from `FLOOR` on, of every look."""
         height, width = image.shape[:2]
-        windows, longest = [whole(height, width, _WHOLE, _GROW), whole(height, width, _COARSE, 1.0)], max(height, width)
+        longest = max(height, width)
+        windows = [
+            whole(height, width, _WIDE if _SMALL < longest <= _MEDIUM else _WHOLE, _GROW),
+            *(whole(height, width, side, 1.0) for side in _COARSE),
+        ]
         if longest > _MEDIUM:
             windows += tiles(height, width, _TILE, _OVERLAP, _AREA, _LONGEST)
         looks = self._looks(image, windows)

@@ -2,7 +2,7 @@
 
 It was trained on photographs and drawings from the web, knows the five classes below and nothing of violence, age or consent; of
 generated pictures its makers say nothing. `training/convert_nsfwjs.py` made the file. The smaller network of that package (about 90 %)
-takes seven times as many harmless pictures (petals, wood, sand) for skin: see benchmarks/results/safety_images.md.
+takes seven times as many harmless pictures (petals, wood, sand) for skin: see docs/picture-checks.md.
 """
 
 from __future__ import annotations

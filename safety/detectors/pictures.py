@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
+from itertools import count
 from typing import Any, TypeVar
 
 import numpy as np
@@ -40,20 +41,21 @@ def side_by_side(works: Sequence[Callable[[], T]], lanes: int) -> list[T]:
 
     Not a thread pool: its threads would be waited for when the process ends, and a network that hangs must not keep it alive.
     """
+    following = count()  # whoever is free takes the next one, so that a long look does not wait behind a short one
     given: dict[int, T] = {}
     failed: dict[int, BaseException] = {}
 
-    def run(lane: int) -> None:
-        for place in range(lane, len(works), lanes):
+    def run() -> None:
+        while (place := next(following)) < len(works):
             try:
                 given[place] = works[place]()
             except BaseException as error:  # noqa: BLE001 - carried over to the asking thread and raised there, interrupts included
                 failed[place] = error
 
-    others = [threading.Thread(target=run, args=(lane,), daemon=True) for lane in range(1, min(lanes, len(works)))]
+    others = [threading.Thread(target=run, daemon=True) for _ in range(1, min(lanes, len(works)))]
     for one in others:
         one.start()
-    run(0)
+    run()
     for one in others:
         one.join()
     if failed:
