@@ -23,7 +23,7 @@ from platemark.optimize.single_file import Reading, SingleFile, is_single_file, 
 from platemark.optimize.staging import copy_file, link_file, publish, publish_files, stage_for, write_file
 from platemark.optimize.weights import file_sha256
 from platemark.runtime.bundle import MANIFEST
-from platemark.runtime.manifest import BuiltEngine, Component, EndToEnd, LatentColours, Manifest, MergedLora, Origin, Source
+from platemark.runtime.manifest import BuiltEngine, Component, EndToEnd, Manifest, MergedLora, Origin, Source
 
 if TYPE_CHECKING:
     from torch import nn
@@ -182,7 +182,7 @@ def _make(work: _Work, settings: Settings, say: Progress) -> Manifest:
     _check_weights(work)
     draft = _manifest(work, settings, components)
     whole = check_pipeline(work.checkpoint, work.nets, work.stage, draft)
-    draft = draft.model_copy(update={"end_to_end": whole, "latent_colours": _colours(work, draft)})
+    draft = draft.model_copy(update={"end_to_end": whole, **_measured(work, draft)})
     if work.request is not None and not work.request.plans:
         backend, precision = work.request.backend, work.request.precision
         other = check_pipeline(work.checkpoint, work.nets, work.stage, draft, backend, precision)
@@ -222,15 +222,18 @@ def _component(work: _Work, spec: Spec, say: Callable[[str], None]) -> Component
     return Component(graph=spec.graph, weights=weights, precision="fp32", opset=OPSET, parity=parity)
 
 
-def _colours(work: _Work, draft: Manifest) -> LatentColours | None:
+def _measured(work: _Work, draft: Manifest) -> dict[str, Any]:
+    """What the bundle says of its VAE: how latents show as colours, and what decoding in tiles costs."""
     from platemark.optimize.preview import fit_colours
+    from platemark.optimize.tiled import measure_tiles
     from platemark.runtime.backends.onnxruntime import compile_graph
     from platemark.runtime.codec import Codec
 
     if "vae_encoder" not in draft.components:
-        return None
-    encoder = compile_graph(work.stage / draft.components["vae_encoder"].graph)
-    return fit_colours(draft, Codec(draft, lambda name: encoder))
+        return {}
+    engines = {name: compile_graph(work.stage / draft.components[name].graph) for name in ("vae_encoder", "vae_decoder")}
+    codec = Codec(draft, engines.__getitem__)
+    return {"latent_colours": fit_colours(draft, codec), "tiled_decode": measure_tiles(draft, codec)}
 
 
 def _write_clip(work: _Work) -> None:

@@ -13,8 +13,10 @@ from numpy.typing import NDArray
 from platemark.runtime.engine import Engine
 from platemark.runtime.manifest import Manifest
 from platemark.runtime.render import check_finite, to_array
+from platemark.runtime.tiles import Tiling
 
 Float = NDArray[np.float32]
+TILES = Tiling(tile=64, margin=6, feather=8)  # cells: 512 pixels a tile, what decoders are trained at
 
 
 class Codec:
@@ -22,14 +24,26 @@ class Codec:
 
     def __init__(self, manifest: Manifest, engine: Callable[[str], Engine]) -> None:
         self._scale, self._shift = np.float32(manifest.scaling_factor), np.float32(manifest.shift_factor)
+        self._cell = manifest.vae_scale_factor
         self._engine = engine
 
-    def decode(self, latents: Float, what: str) -> Float:
-        """A picture (H, W, 3) from latents (1, C, h, w). Raises `RenderError`, naming `what`, for values that are not finite."""
+    def decode(self, latents: Float, what: str, *, tiled: bool = False) -> Float:
+        """A picture (H, W, 3) from latents (1, C, h, w), all at once or in `TILES`, which needs the memory of one of them only.
+
+        Raises `RenderError`, naming `what`, for values that are not finite.
+        """
         check_finite(latents, f"the latents of {what}")
-        decoded = self._engine("vae_decoder").run({"latent_sample": latents / self._scale + self._shift})["sample"][0]
+        decoder, cells = self._engine("vae_decoder"), latents / self._scale + self._shift
+        decoded = self._in_tiles(decoder, cells) if tiled else decoder.run({"latent_sample": cells})["sample"][0]
         check_finite(decoded, f"the picture of {what}")
         return to_array(decoded)
+
+    def _in_tiles(self, decoder: Engine, cells: Float) -> Float:
+        def compute(rows: slice, columns: slice) -> Float:
+            part: Float = decoder.run({"latent_sample": np.ascontiguousarray(cells[:, :, rows, columns])})["sample"][0]
+            return part
+
+        return TILES.whole(compute, (cells.shape[2], cells.shape[3]), 3, self._cell)
 
     def encode(self, picture: NDArray[np.uint8]) -> Float:
         """Latents (1, C, h, w) of a picture (H, W, 3): the mean of the encoder's distribution.

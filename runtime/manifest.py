@@ -113,6 +113,19 @@ class LatentColours(_Strict):
     r2: float
 
 
+class TiledDecode(_Strict):
+    """How far pictures decoded in tiles of `tile` latent cells a side are off those decoded at once, at worst of those measured.
+
+    `max_abs_error` in [0, 1]; the pictures were of `height` x `width` pixels.
+    """
+
+    tile: int
+    height: int
+    width: int
+    psnr: float
+    max_abs_error: float
+
+
 class Source(_Strict):
     """Where the bundle came from: the checkpoint's folder name, the sha256 of each weight file, and the LoRAs merged into them."""
 
@@ -154,6 +167,7 @@ class Manifest(_Strict):
     default_guidance: float
     default_scheduler: str | None = None  # None: the checkpoint's own class
     latent_colours: LatentColours | None = None  # what previews are made with
+    tiled_decode: TiledDecode | None = None  # None: its pictures are decoded at once or not at all
 
     @model_validator(mode="after")
     def _colours_fit(self) -> Manifest:

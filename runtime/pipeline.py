@@ -27,6 +27,8 @@ from platemark.runtime.denoise import Control, OnStep, denoise
 from platemark.runtime.engine import Engine
 from platemark.runtime.engines import opener
 from platemark.runtime.launch import launch
+from platemark.runtime.manifest import TiledDecode
+from platemark.runtime.memory import MemoryPlan, Widths, left, plan_memory
 from platemark.runtime.preview import ColourMap
 from platemark.runtime.prompts import MAX_CHUNKS, PromptEncoder
 from platemark.runtime.render import is_flat, to_uint8
@@ -55,7 +57,8 @@ class GenerationOutput:
     """The pictures of a request. Unchecked and unmarked.
 
     `images`: uint8 (n, height, width, 3), as delivered. `arrays`: float32 (n, H, W, 3) in [0, 1], before rounding, cut and resizing.
-    `resampled_from`: (H, W) where they were resampled, else None. `flat`: which of them show one colour only. `timings`: milliseconds of
+    `resampled_from`: (H, W) where they were resampled, else None. `flat`: which of them show one colour only. `tiled`: how far they
+    may be off by having been decoded in tiles, for want of memory; None: they were not. `timings`: milliseconds of
     `text_encoder`, `vae_encoder` (where a picture came in), `denoise`, `vae_decoder` and `resize`, over all pictures.
     """
 
@@ -67,11 +70,14 @@ class GenerationOutput:
     truncated: tuple[Truncation, ...]
     flat: tuple[bool, ...]
     request: GenerationRequest
+    tiled: TiledDecode | None = None
 
     @property
     def notes(self) -> tuple[str, ...]:
         """What of the request could not be used, in sentences; they quote nothing of the prompts."""
         cut = tuple(_cut(one) for one in self.truncated)
+        if self.tiled is not None:
+            cut += (f"decoded in tiles for want of memory: about {self.tiled.psnr:.0f} dB off the whole picture, as the build measured",)
         unused = bool(self.request.negative_prompt.strip()) and not _guided(self.request)
         return (*cut, "the negative prompt was not used: it needs a guidance scale above 1") if unused else cut
 
@@ -82,27 +88,45 @@ class Pipeline:
     `engines` holds what is compiled already, by component; an engine put there beforehand (a reference, say) is used as it is.
     """
 
-    def __init__(self, bundle: Bundle, compile_graph: Callable[[Path], Engine], engines: dict[str, Engine] | None = None) -> None:
+    def __init__(
+        self,
+        bundle: Bundle,
+        compile_graph: Callable[[Path], Engine],
+        engines: dict[str, Engine] | None = None,
+        memory_budget: int | None = None,
+    ) -> None:
         self.bundle = bundle
+        self._memory_budget = memory_budget
         self.engines: dict[str, Engine] = dict(engines or {})
         self._compile = compile_graph
         self._locks = {name: Lock() for name in bundle.manifest.components}
         self._prompts = PromptEncoder(_read_tokenizer(bundle), self._hidden)
         self._scheduler_config = _read_scheduler_config(bundle)
         self._multiple = side_multiple(bundle)
+        self._widths = Widths.of(bundle)
         self._codec = Codec(bundle.manifest, self.engine)
         for name in COMPONENTS:
             bundle.component(name)
 
     @classmethod
-    def load(cls, bundle: Bundle, backend: str | None = None, *, threads: int | None = None, cache: Path | None = None) -> Pipeline:
+    def load(
+        cls,
+        bundle: Bundle,
+        backend: str | None = None,
+        *,
+        threads: int | None = None,
+        cache: Path | None = None,
+        memory_budget: int | None = None,
+    ) -> Pipeline:
         """Prepares a bundle for a backend (`backends.names()`; None: the one it was built for); engines are compiled when first needed,
         or by `warm_up`.
 
         `threads`: for one operator; None lets the backend choose. `cache`: the folder in which compiled engines are kept; None keeps none.
+        `memory_budget`: bytes that the process may hold; None: what the system has left.
         Raises `BundleError`, and `InputError` for a backend that is unknown or renders nothing.
         """
-        return cls(bundle, opener(bundle, backend or bundle.manifest.default_backend, cache=cache, threads=threads))
+        compile_graph = opener(bundle, backend or bundle.manifest.default_backend, cache=cache, threads=threads)
+        return cls(bundle, compile_graph, memory_budget=memory_budget)
 
     def engine(self, component: str) -> Engine:
         """The component's engine, compiled once. Raises `BundleError` (no such component) and `EngineError`."""
@@ -152,18 +176,19 @@ class Pipeline:
         scheduler = make_scheduler(request.scheduler, self._scheduler_config, request.eta)
         scheduler.plan(request.num_inference_steps)  # refuses impossible steps before any work
         self.compile()
+        plan = self.plan_memory(request, size)
         with _timed(timings, "text_encoder"):
             hidden, truncated = self._context(request)
         origin = None if request.image is None else self._origin(request, size, timings)
         flights = launch(request, scheduler, shape, hidden, latents, origin, control, colours)
         with _timed(timings, "denoise"):
-            denoise(self.engine("unet"), flights, batch_size(self.bundle.manifest, size), on_step)
+            denoise(self.engine("unet"), flights, plan.batch, on_step)
         arrays = []
         with _timed(timings, "vae_decoder"):
             for flight, seed in zip(flights, seeds, strict=True):
                 if control is not None:
                     control.check()
-                arrays.append(self._codec.decode(flight.latents, f"seed {seed}"))
+                arrays.append(self._codec.decode(flight.latents, f"seed {seed}", tiled=plan.tiled))
         with _timed(timings, "resize"):
             images = np.empty((request.n, request.height, request.width, 3), np.uint8)
             for image, array in zip(images, arrays, strict=True):
@@ -178,7 +203,14 @@ class Pipeline:
             truncated=truncated,
             flat=tuple(is_flat(image) for image in images),
             request=request,
+            tiled=self.bundle.manifest.tiled_decode if plan.tiled else None,
         )
+
+    def plan_memory(self, request: GenerationRequest, size: RenderSize) -> MemoryPlan:
+        """How the request is rendered in the memory that is left. Raises `InputError` where it cannot be."""
+        rows = 2 if _guided(request) else 1
+        free = left(self._memory_budget)
+        return plan_memory(self._widths, size, batch_size(self.bundle.manifest, size), rows, free)
 
     def compile(self) -> None:
         """Compiles what `generate` needs and is not compiled yet, in parallel: engine libraries let go of the interpreter meanwhile.

@@ -233,10 +233,13 @@ def load(
     policy: str | Path | None = None,
     home: str | Path | None = None,
     backend: str | None = None,
+    memory_budget: int | None = None,
 ) -> Press:
     """Opens a bundle (None: the embedded emoji model) with a policy (a preset's name or a TOML file; None: `standard`).
 
     `backend`: what computes (`runtime.backends.names()`); None: the one that the bundle was built for.
+    `memory_budget`: bytes that the process may hold (None: what the system has left); a request that would take more is refused, or its
+    pictures are decoded in tiles.
     `home` is the state folder (keys, registry, audit log, compiled engines); None: `$PLATEMARK_HOME`, else the platform's user data folder.
     Raises `BundleError`, `PolicyError`, `SafetyUnavailable` (the policy needs a check that this bundle cannot have),
     `ProvenanceUnavailable` (keys expired or unreadable).
@@ -245,7 +248,7 @@ def load(
     rules = load_policy(policy)
     place = Path(home) if home is not None else default_home()
     make_private(place)  # before anything else makes it, so that it is its owner's alone
-    pipeline = Pipeline.load(opened, backend, cache=engine_cache(place))
+    pipeline = Pipeline.load(opened, backend, cache=engine_cache(place), memory_budget=memory_budget)
     with ThreadPoolExecutor(2) as pool:  # engines compile without the interpreter lock, so the three overlap
         stamp = pool.submit(open_stamp, place, rules=stamp_rules(rules.provenance))
         gate = pool.submit(gate_for, opened, rules, place)

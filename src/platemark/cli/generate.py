@@ -52,6 +52,7 @@ if TYPE_CHECKING:
 @click.option("--variation-seed", type=int, help="A second seed whose noise is mixed in.")
 @click.option("--variation-strength", type=float, help="How much of it, 0 to 1. [default: 0]")
 @click.option("--policy", metavar="NAME|FILE", help="strict, standard, research, or a TOML file. [default: standard]")
+@click.option("--memory-budget", metavar="SIZE", help="What the process may hold, as in 4GiB. [default: what the system has left]")
 @click.option("--timeout", type=float, metavar="SECONDS", help="Give up a prompt whose pictures take longer.")
 @click.option("--consent", metavar="REF", help="Refers to the consent of the people shown; goes into the log and the record.")
 @click.option("--backend", metavar="NAME", help="onnxruntime or openvino. [default: the one that the bundle was built for]")
@@ -62,11 +63,13 @@ def command(
     """Generate pictures; each is checked, marked, signed and recorded before it is written."""
     from platemark.press import Watch, load
     from platemark.runtime.denoise import Control
+    from platemark.runtime.memory import parse_bytes
 
     Control(options["timeout"])  # one that cannot be is refused before any work
+    budget = None if options["memory_budget"] is None else parse_bytes(options["memory_budget"])
     settings, parent = _settings(options)
     target = _Target(output, single=len(prompts) * n == 1)
-    press = load(bundle, policy=policy, backend=spelled(options["backend"]))
+    press = load(bundle, policy=policy, backend=spelled(options["backend"]), memory_budget=budget)
     # Every prompt is admitted before the first is rendered: a bad one leaves nothing behind.
     starts = [seed if seed < 0 else (seed + number * n) % 2**64 for number in range(len(prompts))]
     requests = [press.admit(prompt, n=n, seed=start, **settings) for prompt, start in zip(prompts, starts, strict=True)]
