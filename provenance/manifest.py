@@ -12,11 +12,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from platemark.provenance.metadata.rules import DEFAULT_RULES, MetadataRules
-from platemark.provenance.record import RECORD_LABEL, WATERMARK_ALGORITHM, Facts
+from platemark.provenance.record import ENHANCED_SOURCE_TYPE, RECORD_LABEL, WATERMARK_ALGORITHM, Facts
 
 SPEC_VERSION = "2.4.0"
 PARENT_ID = "parent"  # ties the opened action to its ingredient inside a definition
-_ENHANCED = "http://cv.iptc.org/newscodes/digitalsourcetype/algorithmicallyEnhanced"
 _NO_TRAINING = ("cawg.ai_generative_training", "cawg.ai_training")
 _SCHEMAS = {"dc": "http://purl.org/dc/elements/1.1/", "xmpRights": "http://ns.adobe.com/xap/1.0/rights/"}
 
@@ -96,7 +95,7 @@ def _actions(facts: Facts, signing: Signing) -> list[dict[str, Any]]:
     making = {"action": "c2pa.edited" if signing.opened else "c2pa.created", "digitalSourceType": facts.digital_source_type}
     actions: list[dict[str, Any]] = [_opening()] if signing.opened else []
     actions.append({**making, "parameters": model | {"com.platemark.operation": facts.operation}})
-    actions += [{"action": name, "digitalSourceType": _ENHANCED, "parameters": how} for name, how in _edits(facts)]
+    actions += [{"action": name, "digitalSourceType": ENHANCED_SOURCE_TYPE, "parameters": how} for name, how in _edits(facts)]
     if signing.payload is not None:
         actions.append({"action": "c2pa.watermarked.bound"})
     return [action | {"when": signing.created, "softwareAgent": signing.agent} for action in actions]
@@ -108,7 +107,7 @@ def _edits(facts: Facts) -> list[tuple[str, dict[str, str]]]:
         height, width = facts.resampled_from
         source = {"com.platemark.from": f"{width}x{height}"}
         edits += [("c2pa.cropped", source)] if facts.cropped else []
-        edits += [("c2pa.resized", {"com.platemark.filter": "lanczos"} | source)] if facts.resampled else []
+        edits += [("c2pa.resized", {"com.platemark.filter": facts.resampled_by} | source)] if facts.resampled else []
     if facts.blurred:
         edits.append(("c2pa.filtered", {"com.platemark.filter": "blur", "com.platemark.reason": "policy"}))
     return edits

@@ -8,11 +8,12 @@ from pydantic import BaseModel, ConfigDict, Field
 
 _SOURCE_TYPES = "http://cv.iptc.org/newscodes/digitalsourcetype/"
 DIGITAL_SOURCE_TYPE = f"{_SOURCE_TYPES}trainedAlgorithmicMedia"
+ENHANCED_SOURCE_TYPE = f"{_SOURCE_TYPES}algorithmicallyEnhanced"
 COMPOSITE_SOURCE_TYPE = f"{_SOURCE_TYPES}compositeWithTrainedAlgorithmicMedia"
 WATERMARK_ALGORITHM = "com.platemark.wm.1"  # the name of our watermark in soft bindings
 RECORD_LABEL = "com.platemark.record"  # of the assertion that holds the record
 
-Operation = Literal["text2img", "img2img", "inpaint"]
+Operation = Literal["text2img", "img2img", "inpaint", "upscale"]
 TimestampState = Literal["none", "trusted", "unverified"]
 
 
@@ -35,8 +36,9 @@ class Facts(BaseModel):
 
     `model_sha256` and `bundle_sha256` are hex; `request_hmac` is a keyed hash of the prompt and settings (never the prompt itself);
     `resampled_from` is (height, width) as rendered, where that is not the delivered size, else None: the picture then was fitted, by a
-    centred cut to the new aspect and Lanczos resampling. `delivered_size` (height, width) is filled in by the stamp. `decision` is a
-    safety decision as plain JSON types. `operation` says what the model started from: nothing, a whole picture, or a picture and a mask.
+    centred cut to the new aspect and resampling `resampled_by` Lanczos or a network that is named. `delivered_size` (height, width) is
+    filled in by the stamp. `decision` is a safety decision as plain JSON types. `operation` says what the model started from: nothing, a
+    whole picture, or a picture and a mask; `upscale`: a picture was enlarged and nothing else.
     `prompt` and `negative_prompt` are written in clear wherever they are given, so the stamp drops them unless its rules allow them.
     `face_count`: faces found in the picture; `consent_ref`: the reference under which consent for an input picture was recorded;
     `latent_mark`: the starting noise carried a mark too.
@@ -60,6 +62,7 @@ class Facts(BaseModel):
     face_count: int | None = Field(default=None, ge=0)
     consent_ref: str | None = Field(default=None, max_length=200)
     latent_mark: bool = False
+    resampled_by: str = Field(default="lanczos", max_length=100)
 
     def delivered_at(self, height: int, width: int) -> Self:
         """The same facts, of a picture delivered at this size."""
@@ -71,7 +74,9 @@ class Facts(BaseModel):
 
     @property
     def digital_source_type(self) -> str:
-        """The IPTC term: made by a model, or (inpainting) a picture with parts made by one."""
+        """The IPTC term: made by a model; a picture with parts made by one (inpainting, a network that enlarges); enlarged by Lanczos."""
+        if self.operation == "upscale":
+            return ENHANCED_SOURCE_TYPE if self.resampled_by == "lanczos" else COMPOSITE_SOURCE_TYPE
         return COMPOSITE_SOURCE_TYPE if self.operation == "inpaint" else DIGITAL_SOURCE_TYPE
 
     @property

@@ -19,6 +19,7 @@ from platemark.runtime.manifest import BuiltEngine
 from platemark.runtime.parity import Recorded, check, probes
 
 PORTABLE = "onnxruntime"
+GIVEN = frozenset({"upscaler"})  # components whose graphs no build exported
 
 
 @dataclass(frozen=True)
@@ -45,10 +46,14 @@ def runnable(backend: str) -> ModuleType:
 
 
 def opener(bundle: Bundle, backend: str, *, cache: Path | None = None, threads: int | None = None) -> Callable[[Path], Engine]:
-    """What compiles the graph at a path of the bundle on a backend, as `open_engine`. Raises `InputError` for a backend that cannot."""
+    """What compiles the graph at a path of the bundle on a backend, as `open_engine`. Raises `InputError` for a backend that cannot.
+
+    A graph that a user brought is computed by the portable backend, with which it was compared.
+    """
     runnable(backend)
     components = {bundle.file(part.graph): name for name, part in bundle.manifest.components.items()}
-    return lambda path: open_engine(bundle, components[path], backend, cache=cache, threads=threads)
+    chosen = {path: PORTABLE if name in GIVEN else backend for path, name in components.items()}
+    return lambda path: open_engine(bundle, components[path], chosen[path], cache=cache, threads=threads)
 
 
 def open_engine(bundle: Bundle, component: str, backend: str, *, cache: Path | None = None, threads: int | None = None) -> Engine:

@@ -24,12 +24,16 @@ class Comparison(_Strict):
 
 
 class Parity(_Strict):
-    """What an engine was compared with, on which inputs (two shapes at least), how far it was off, and the bound it had to keep."""
+    """What an engine was compared with, on which inputs (two shapes at least), how far it was off, and the bound it had to keep.
+
+    `one_shape`: the graph takes one shape only, so the inputs differ in their values alone.
+    """
 
     reference: str  # "torch 2.14.1 fp32"
     backend: str  # "onnxruntime 1.32.0 cpu"
     bound_rel_l2: float
     comparisons: list[Comparison] = Field(min_length=2)
+    one_shape: bool = False
 
 
 class EndToEnd(_Strict):
@@ -126,6 +130,22 @@ class TiledDecode(_Strict):
     max_abs_error: float
 
 
+class UpscalerCard(_Strict):
+    """What the component `upscaler` was found to be, by running it. Picture in, the same picture `factor` times as large out.
+
+    `tile`: cells a side of the only size that it takes; None: any size from `smallest` up whose sides are multiples of `multiple`.
+    `value_range`: a white pixel's value. `reach`: cells around a pixel that it looks at.
+    """
+
+    name: str
+    factor: int = Field(ge=2, le=8)
+    tile: int | None = Field(default=None, ge=8)
+    multiple: int = Field(default=1, ge=1, le=64)
+    smallest: int = Field(default=1, ge=1)
+    value_range: float = Field(gt=0)
+    reach: int = Field(ge=0, le=128)
+
+
 class Source(_Strict):
     """Where the bundle came from: the checkpoint's folder name, the sha256 of each weight file, and the LoRAs merged into them."""
 
@@ -165,6 +185,7 @@ class Manifest(_Strict):
     max_tokens: int
     default_steps: int
     default_guidance: float
+    upscaler: UpscalerCard | None = None
     default_scheduler: str | None = None  # None: the checkpoint's own class
     latent_colours: LatentColours | None = None  # what previews are made with
     tiled_decode: TiledDecode | None = None  # None: its pictures are decoded at once or not at all

@@ -38,6 +38,8 @@ from platemark.runtime.sizes import RenderSize, batch_size, render_size, side_mu
 from platemark.runtime.start import Canvas, Origin
 from platemark.runtime.tokenizer import FILES as TOKENIZER_FILES
 from platemark.runtime.tokenizer import Tokenizer
+from platemark.runtime.upscale import COMPONENT as UPSCALER
+from platemark.runtime.upscale import Network, check_size, upscale
 
 COMPONENTS = ("text_encoder", "unet", "vae_decoder")
 _SCHEDULER = "scheduler/scheduler_config.json"
@@ -168,6 +170,7 @@ class Pipeline:
         """
         timings: dict[str, float] = {}
         seeds = tuple(noise.image_seed(request.seed, k) for k in range(request.n))
+        check_size(request.height, request.width, request.upscale, self.bundle.manifest.upscaler)
         size = render_size(self.bundle.manifest, self._multiple, request.height, request.width)
         shape = (1, *self._latent_shape(size.height, size.width))
         if latents is not None:
@@ -190,16 +193,16 @@ class Pipeline:
                     control.check()
                 arrays.append(self._codec.decode(flight.latents, f"seed {seed}", tiled=plan.tiled))
         with _timed(timings, "resize"):
-            images = np.empty((request.n, request.height, request.width, 3), np.uint8)
+            images = np.empty((request.n, request.upscale * request.height, request.upscale * request.width, 3), np.uint8)
             for image, array in zip(images, arrays, strict=True):
                 delivered = size.deliver(to_uint8(array), request.height, request.width)
-                image[...] = delivered if origin is None else origin.canvas.composed(delivered)
+                image[...] = self.enlarged(delivered if origin is None else origin.canvas.composed(delivered), request.upscale)
         return GenerationOutput(
             images=images,
             arrays=_joined(arrays),
             seeds=seeds,
             timings=timings,
-            resampled_from=(size.height, size.width) if size.resampled else None,
+            resampled_from=(size.height, size.width) if size.resampled or request.upscale > 1 else None,
             truncated=truncated,
             flat=tuple(is_flat(image) for image in images),
             request=request,
@@ -211,6 +214,13 @@ class Pipeline:
         rows = 2 if _guided(request) else 1
         free = left(self._memory_budget)
         return plan_memory(self._widths, size, batch_size(self.bundle.manifest, size), rows, free)
+
+    def enlarged(self, picture: NDArray[np.uint8], factor: int) -> NDArray[np.uint8]:
+        """A picture (H, W, 3) `factor` times as large: by the bundle's upscaler, else by Lanczos. Raises as `upscale.upscale`."""
+        if factor == 1:
+            return picture
+        card = self.bundle.manifest.upscaler
+        return upscale(picture, factor, None if card is None else Network(self.engine(UPSCALER), card))
 
     def compile(self) -> None:
         """Compiles what `generate` needs and is not compiled yet, in parallel: engine libraries let go of the interpreter meanwhile.

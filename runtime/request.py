@@ -18,6 +18,7 @@ from platemark.runtime.schedulers import NAMES
 from platemark.runtime.schedulers.base import NO_SIGNAL
 from platemark.runtime.start import PAINT
 from platemark.runtime.style import load_style
+from platemark.runtime.upscale import MAX_FACTOR
 
 MAX_PROMPT = 10_000  # characters
 MIN_SIZE, MAX_SIZE = 64, 4096  # pixels
@@ -40,6 +41,7 @@ class GenerationRequest:
     inpainting: what is 128 or more is painted anew, the rest is kept. `variation_strength` (0 to 1) moves each picture's noise towards
     that of `variation_seed`. `guidance_interval`: the noise levels σ (low, high] at which there is guidance (noise over signal; None:
     all); elsewhere a step costs half. `eta` (0 to 1): how much noise the steps of DDIM or TCD draw; None: 0, and TCD's 0.3.
+    `upscale`: how many times as large as `height` and `width` the finished picture is delivered.
     Raises `InputError` where a value is out of range or goes with nothing.
     """
 
@@ -60,6 +62,7 @@ class GenerationRequest:
     variation_strength: float = 0.0
     guidance_interval: tuple[float, float] | None = None
     eta: float | None = None
+    upscale: int = 1
 
     def __post_init__(self) -> None:
         check_prompt_text(self.prompt)
@@ -70,10 +73,11 @@ class GenerationRequest:
             ("width", MIN_SIZE, MAX_SIZE),
             ("seed", 0, SEEDS - 1),
             ("n", 1, MAX_IMAGES),
+            ("upscale", 1, MAX_FACTOR),
         ):
             # Frozen, yet a numpy integer has to become an int: it would overflow, and JSON could not hold it.
             object.__setattr__(self, name, _whole(name, getattr(self, name), low, high))
-        _check_pixels(self.n, self.height, self.width)
+        _check_pixels(self.n, self.height * self.upscale, self.width * self.upscale)
         object.__setattr__(self, "guidance_scale", _number("guidance_scale", self.guidance_scale, MAX_GUIDANCE))
         if self.scheduler is not None and self.scheduler not in NAMES:
             raise InputError(f"unknown scheduler {str(self.scheduler)[:40]!r}", f"choose one of {', '.join(NAMES)}")
@@ -98,8 +102,8 @@ class GenerationRequest:
         return _number("strength", self.strength, 1.0)
 
     @property
-    def operation(self) -> Literal["text2img", "img2img", "inpaint"]:
-        """`text2img`, `img2img` or `inpaint`."""
+    def operation(self) -> Literal["text2img", "img2img", "inpaint", "upscale"]:
+        """`text2img`, `img2img` or `inpaint`; `upscale` for an `UpscaleRequest`."""
         return "text2img" if self.image is None else "img2img" if self.mask_image is None else "inpaint"
 
     @classmethod
@@ -117,8 +121,8 @@ class GenerationRequest:
         """A request with the bundle's defaults where neither a setting nor the style says otherwise; a seed of None or -1 is drawn.
 
         `settings`: `num_inference_steps`, `guidance_scale`, `guidance_interval`, `height`, `width`, `scheduler`, `image`, `mask_image`,
-        `strength`, `variation_seed`, `variation_strength`, `eta`; None counts as not given. Without a size an input picture gives its own.
-        `style` is as `style.load_style` takes it. Raises `InputError`.
+        `strength`, `variation_seed`, `variation_strength`, `eta`, `upscale`; None counts as not given. Without a size an input picture
+        gives its own. `style` is as `style.load_style` takes it. Raises `InputError`.
         """
         check_prompt_text(prompt)  # before a style's words would hide that there is none
         worn = None if style is None else load_style(style)
@@ -151,8 +155,36 @@ class GenerationRequest:
             **({} if self.strength is None else {"strength": f"{self.strength:g}"}),
             **({} if self.eta is None else {"eta": f"{self.eta:g}"}),
             **({} if self.guidance_interval is None else {"guidance_interval": "{:g}:{:g}".format(*self.guidance_interval)}),
+            **({} if self.upscale == 1 else {"upscale": str(self.upscale)}),
             **({"variation": f"{self.variation_seed}:{self.variation_strength:g}"} if self.variation_strength else {}),
         }
+
+
+@dataclass(frozen=True)
+class UpscaleRequest(GenerationRequest):
+    """A picture that is to be enlarged and nothing else: `image`, and `upscale` times as large. There are no words and no seed.
+
+    Make one by `of`. Raises `InputError` where the picture is too small or too large.
+    """
+
+    @classmethod
+    def of(cls, image: NDArray[np.uint8], factor: int) -> UpscaleRequest:
+        """`image`: uint8 RGB (H, W, 3)."""
+        check_input_picture(image, None)
+        height, width = image.shape[:2]
+        return cls("", "", 0, 0.0, height, width, 0, image=image, upscale=factor)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "upscale", _whole("upscale", self.upscale, 2, MAX_FACTOR))
+
+    @property
+    def operation(self) -> Literal["text2img", "img2img", "inpaint", "upscale"]:
+        """`upscale`."""
+        return "upscale"
+
+    def settings(self) -> dict[str, str]:
+        """What decided the picture."""
+        return {"upscale": str(self.upscale)}
 
 
 def check_prompt_text(prompt: Any) -> None:

@@ -48,10 +48,15 @@ def processing_note(facts: Facts, size: tuple[int, int]) -> str | None:
     if facts.resampled_from is not None:
         height, width = facts.resampled_from
         how = " and ".join(["cropped"] * facts.cropped + ["resampled"] * facts.resampled)
-        said += [f"rendered at {width}x{height}", f"{how} to {size[1]}x{size[0]}" + " by Lanczos" * facts.resampled]
+        origin = "given" if facts.operation == "upscale" else "rendered"
+        said += [f"{origin} at {width}x{height}", f"{how} to {size[1]}x{size[0]}" + f" by {_filter(facts)}" * facts.resampled]
     if facts.blurred:
         said.append("blurred by the policy")
     return ", ".join(said) or None
+
+
+def _filter(facts: Facts) -> str:
+    return "Lanczos" if facts.resampled_by == "lanczos" else facts.resampled_by
 
 
 def write_xmp(facts: Facts, release: Release, rules: MetadataRules = DEFAULT_RULES) -> bytes:

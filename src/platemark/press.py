@@ -26,12 +26,13 @@ from platemark.provenance.home import home as default_home
 from platemark.provenance.home import make_private
 from platemark.provenance.record import Facts
 from platemark.provenance.stamp import Stamp, open_stamp
-from platemark.rendering import Noise, Proof, Watch, anew, proofs
+from platemark.rendering import Noise, Proof, Watch, anew, enlarged, proofs
 from platemark.results import FORMATS, Result
 from platemark.runtime.bundle import MANIFEST, Bundle, open_bundle
 from platemark.runtime.denoise import Control
 from platemark.runtime.pipeline import Pipeline
-from platemark.runtime.request import GenerationRequest
+from platemark.runtime.request import GenerationRequest, UpscaleRequest
+from platemark.runtime.upscale import COMPONENT as UPSCALER
 from platemark.safety.assemble import gate_for_bundle
 from platemark.safety.audit import AuditLog
 from platemark.safety.audit_record import Subject
@@ -114,8 +115,7 @@ class Press:
         say = watch.on_stage
         if watch.previews and not self.gate.policy.previews:
             raise InputError(f"the policy {self.gate.policy.id!r} shows no previews", "leave them out, or use another policy")
-        if file_format not in FORMATS.values():
-            raise InputError(f"cannot write the format {str(file_format)[:20]!r}", f"use {', '.join(dict.fromkeys(FORMATS.values()))}")
+        _check_format(file_format)
         say("check_prompt")
         subject = self._subject(request)
         decisions = self._admitted(request, subject, consent, say)
@@ -130,6 +130,28 @@ class Press:
             for proof in checked:
                 wanted.control.check()
                 yield replace(self._release(proof, file_format, parent, say), request_id=subject.request_id)
+
+    def upscale(
+        self, image: Source, factor: int = 2, *, consent: str | None = None, file_format: str = "png", watch: Watch | None = None
+    ) -> Result:
+        """`image` enlarged by the bundle's upscaler, else by Lanczos: looked at, checked, marked and recorded like any other picture.
+
+        Arguments and errors as of `generate`; there are no words to check. The file that it came from becomes the C2PA ingredient.
+        """
+        watch = watch or Watch()
+        opened = open_picture(image)
+        request = UpscaleRequest.of(opened.pixels, factor)
+        _check_format(file_format)
+        watch.on_stage("check_input_image")
+        subject = self._subject(request)
+        seen = self._logged.input_image(opened.pixels, subject, consent)
+        content_id = self.stamp.reserve()
+        watch.on_stage("render")
+        proof = enlarged(self.pipeline, request, content_id, watch)
+        watch.on_stage("check_image")
+        proof = self._decided(proof, subject.of(0, request.seed, 0, content_id), (seen,))
+        watch.control.check()
+        return replace(self._release(proof, file_format, opened.data, watch.on_stage), request_id=subject.request_id)
 
     def _admitted(self, request: GenerationRequest, subject: Subject, consent: str | None, say: Observer) -> tuple[Decision, ...]:
         """The decisions that let the request go on: on its words, and on the picture that it brings."""
@@ -199,23 +221,34 @@ class Press:
 
     def _facts(self, proof: Proof, decision: Decision) -> Facts:
         bundle, request = self.pipeline.bundle, proof.request
+        name, sha256, filtered = self._model(request)
         brought = [] if request.image is None else [hashlib.sha256(request.image.tobytes()).hexdigest()]
         return Facts(
-            model_name=bundle.manifest.name,
-            model_sha256=bundle.weights_sha256,
+            model_name=name,
+            model_sha256=sha256,
             bundle_sha256=bundle.sha256,
             seed=request.seed,
             request_hmac=self.stamp.request_hmac([request.prompt, request.negative_prompt, repr(request.settings()), *brought]),
-            settings=request.settings(),
+            settings=request.settings() | ({} if request.upscale == 1 else {"upscale": f"{request.upscale} {filtered}"}),
             resampled_from=proof.resampled_from,
+            resampled_by=filtered,
             decision=decision.for_record(),
             operation=request.operation,
-            prompt=request.prompt,
+            prompt=request.prompt or None,
             negative_prompt=request.negative_prompt or None,
             face_count=decision.faces,
             consent_ref=decision.consent,
             latent_mark=self._marks_noise(request),
         )
+
+    def _model(self, request: GenerationRequest) -> tuple[str, str, str]:
+        """Name and weights of what made the picture, and what resampled it. A picture that is only enlarged was made by no generator."""
+        bundle = self.pipeline.bundle
+        card = bundle.manifest.upscaler if request.upscale > 1 else None
+        filtered = "lanczos" if card is None else card.name
+        if request.operation != "upscale":
+            return bundle.manifest.name, bundle.weights_sha256, filtered
+        return filtered, bundle.weights_sha256 if card is None else bundle.component_weights_sha256(UPSCALER), filtered
 
     @property
     def _logged(self) -> LoggedGate:
@@ -269,6 +302,11 @@ def gate_for(bundle: Bundle, policy: Policy, home: Path) -> Gate:
     own = json.loads((embedded() / MANIFEST).read_bytes())["source"]["weights"]
     built_in = bundle.manifest.source.weights == own
     return gate_for_bundle(policy, bundle, built_in=built_in, cache_folder=home / "cache")
+
+
+def _check_format(file_format: str) -> None:
+    if file_format not in FORMATS.values():
+        raise InputError(f"cannot write the format {str(file_format)[:20]!r}", f"use {', '.join(dict.fromkeys(FORMATS.values()))}")
 
 
 def _unchecked(decision: Decision) -> tuple[str, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 
@@ -13,7 +14,7 @@ from platemark.runtime.denoise import Control, OnStep, Step
 from platemark.runtime.noise import image_seed
 from platemark.runtime.pipeline import Pipeline
 from platemark.runtime.preview import Preview
-from platemark.runtime.request import GenerationRequest
+from platemark.runtime.request import GenerationRequest, UpscaleRequest
 from platemark.runtime.sizes import batch_size, render_size, side_multiple
 from platemark.safety.decision import Decision
 
@@ -103,6 +104,19 @@ def anew(pipeline: Pipeline, proof: Proof, watch: Watch, noise: Noise | None = N
     request = replace(proof.request, seed=(proof.request.seed + _NEXT_SEED) % 2**64)  # the noise knows the low 32 bits only
     unheard = Watch(control=watch.control)
     return replace(next(_batch(pipeline, request, [proof.content_id], unheard, noise)), index=proof.index)
+
+
+def enlarged(pipeline: Pipeline, request: UpscaleRequest, content_id: int, watch: Watch) -> Proof:
+    """The request's picture, enlarged. Raises `InputError`, `EngineError`, and what the watch's control raises."""
+    assert request.image is not None
+    watch.control.check()
+    began = time.perf_counter()
+    try:
+        picture = pipeline.enlarged(request.image, request.upscale)
+    except RenderError as error:
+        return Proof(request, None, {}, error=error, content_id=content_id)
+    timings = {"upscale": round((time.perf_counter() - began) * 1000, 3)}
+    return Proof(request, picture, timings, content_id=content_id, resampled_from=(request.height, request.width))
 
 
 def _batch(pipeline: Pipeline, part: GenerationRequest, ids: list[int], watch: Watch, noise: Noise | None) -> Iterator[Proof]:

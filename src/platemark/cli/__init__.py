@@ -16,6 +16,7 @@ from platemark.errors import PlatemarkError
 
 _COMMANDS = {
     "generate": "platemark.cli.generate",
+    "upscale": "platemark.cli.upscale",
     "build": "platemark.cli.build",
     "inspect": "platemark.cli.inspect",
     "sign": "platemark.cli.sign",

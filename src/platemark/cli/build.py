@@ -37,6 +37,7 @@ NO_CLIP = "no CLIP: rebuild with --clip, or no preset policy can look for concep
 )
 @click.option("--prediction-type", metavar="NAME", help="Of a single file that does not say: epsilon, v_prediction or sample.")
 @click.option("--ema", is_flag=True, help="Of a single file: take the averaged copy of its weights.")
+@click.option("--upscaler", type=click.Path(path_type=Path), help="An ONNX super-resolution network to take into the bundle.")
 @click.option("--force", is_flag=True, help="Replace an existing bundle.")
 @json_option
 def command(checkpoint: Path | None, output: Path, loras: tuple[str, ...], force: bool, as_json: bool, **options: Any) -> int:
@@ -44,7 +45,8 @@ def command(checkpoint: Path | None, output: Path, loras: tuple[str, ...], force
 
     A hub id, ORG/NAME or ORG/NAME@REVISION, is taken from the Hugging Face cache, and fetched where it is not there.
 
-    With --clip and no CHECKPOINT the CLIP alone is exported, into a folder that a policy can name.
+    With no CHECKPOINT, --upscaler adds its network to the bundle at OUTPUT, and --clip exports the CLIP alone, into a folder that a policy
+    can name.
     """
     clip = {name: value for name, value in options.items() if name.startswith("clip")}
     try:
@@ -58,20 +60,25 @@ def command(checkpoint: Path | None, output: Path, loras: tuple[str, ...], force
     from platemark.optimize.hub import locate
     from platemark.optimize.lora import Lora
     from platemark.optimize.single_file import Reading
+    from platemark.optimize.upscaler import add_upscaler, examine
 
     if checkpoint is None:
         if loras:
             raise InputError("--lora is merged into a CHECKPOINT, and there is none", "name the checkpoint's folder")
+        if options["upscaler"] is not None and clip["clip"] is None:
+            return _add_upscaler(output, options["upscaler"], as_json)
         return _export_clip(output, force, as_json, clip)
     if clip["clip_precision"]:
         raise InputError("--clip-precision is for a CLIP exported alone", "leave CHECKPOINT out, and name the folder in a policy")
     backend = spelled(options["backend"])
     engines = request_for(backend, options["precision"], options["targets"], options["profiles"])
+    enlarging = None if options["upscaler"] is None else examine(options["upscaler"])
     with progress("building") as update, _staged(clip) as folder:
         merged = [Lora.parse(text) for text in loras]
         found = locate(checkpoint)
         reading = Reading(options["prediction_type"], options["ema"], found.origin)
         manifest = build(found.path, output, clip=folder, loras=merged, replace=force, engines=engines, reading=reading, on_progress=update)
+    manifest = manifest if enlarging is None else add_upscaler(output, enlarging)
     if as_json:
         emit({"bundle": str(output), "manifest": manifest.model_dump(mode="json")})
         return 0
@@ -138,6 +145,22 @@ def _export_clip(output: Path, force: bool, as_json: bool, options: dict[str, An
         parity = manifest[tower]
         say(f"{tower:5} {parity['precision']}  cosine {min(parity['cosines']):.4f} with its reference (bound {parity['bound_cosine']})")
     say(f"{output}")
+    return 0
+
+
+def _add_upscaler(bundle: Path, path: Path, as_json: bool) -> int:
+    """A network for a bundle that is there."""
+    from platemark.optimize.upscaler import add_upscaler, examine
+
+    manifest = add_upscaler(bundle, examine(path))
+    card = manifest.upscaler
+    if as_json or card is None:
+        emit({"bundle": str(bundle), "manifest": manifest.model_dump(mode="json")})
+        return 0
+    size = "any size" if card.tile is None else f"tiles of {card.tile} cells"
+    worst = max(comparison.rel_l2_error for comparison in manifest.components["upscaler"].parity.comparisons)
+    say(f"{card.name}: enlarges {card.factor} times, takes {size}, looks {card.reach} cells far, parity {worst:.1e}")
+    say(f"{bundle}")
     return 0
 
 

@@ -49,6 +49,7 @@ if TYPE_CHECKING:
 @click.option("--mask", type=click.Path(path_type=Path), help="A gray picture as large as --image: white is painted anew.")
 @click.option("--invert-mask", is_flag=True, help="Black is painted anew instead.")
 @click.option("--outpaint", metavar="PIXELS", help="Extend --image on every side, or by LEFT,TOP,RIGHT,BOTTOM pixels.")
+@click.option("--upscale", type=int, help="Deliver the picture so many times as large, 2 to 8: by the bundle's upscaler, else by Lanczos.")
 @click.option("--variation-seed", type=int, help="A second seed whose noise is mixed in.")
 @click.option("--variation-strength", type=float, help="How much of it, 0 to 1. [default: 0]")
 @click.option("--policy", metavar="NAME|FILE", help="strict, standard, research, or a TOML file. [default: standard]")
@@ -127,6 +128,7 @@ def _settings(options: dict[str, Any]) -> tuple[dict[str, Any], bytes | None]:
         "scheduler": options["scheduler"],
         "eta": options["eta"],
         "style": options["style"],
+        "upscale": options["upscale"],
         "variation_seed": options["variation_seed"],
         "variation_strength": options["variation_strength"],
         "strength": options["strength"],
@@ -157,6 +159,14 @@ def _pictures(options: dict[str, Any]) -> tuple[Any, Any, bytes | None]:
     if mask is not None and mask.shape != opened.pixels.shape[:2]:
         raise InputError("the mask is not as large as the image", "make the mask as large as the image, in gray")
     return (*outpaint(opened.pixels, *margins(options["outpaint"]), mask), opened.data)
+
+
+def single_target(output: str) -> _Target:
+    """Where one picture goes. Raises `InputError` for a folder, or what cannot be written."""
+    target = _Target(output, single=True)
+    if target.folder:
+        raise InputError(f"{output!r} is no file name", "give a .png, .jpg or .webp file with -o")
+    return target
 
 
 def parse_size(text: str) -> tuple[int, int]:
