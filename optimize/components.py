@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
 from platemark.optimize.export import Spec, export_graph
@@ -19,10 +21,11 @@ PREFIX = "net."  # what `modules` calls the network inside its wrapper
 
 def export_linked(spec: Spec, module: nn.Module, part: Part, example: Mapping[str, Array]) -> bytes:
     """The graph file of one component. The same bytes every time for the same checkpoint and versions."""
-    model = export_graph(spec, module, {name: torch.from_numpy(value) for name, value in example.items()})
+    weights: dict[str, NDArray[Any]] = {}  # views: a copy would double the memory that a large network takes
+    model = export_graph(spec, module, {name: torch.from_numpy(value) for name, value in example.items()}, weights)
     name_values(model)
     share_constants(model)
-    link_weights(model, part.tensors.values(), PREFIX)
+    link_weights(model, part.tensors.values(), PREFIX, weights)
     split_upsampled(model)
     name_constants(model)
     data: bytes = model.SerializeToString(deterministic=True)

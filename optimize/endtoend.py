@@ -6,25 +6,24 @@ Knows nothing about how the graphs were made.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import diffusers
 import numpy as np
-import torch
-import transformers
 from numpy.typing import NDArray
-from torch import nn
 
 from platemark.errors import CheckpointError, InputError
 from platemark.optimize.checkpoint import Checkpoint
-from platemark.optimize.modules import quiet
 from platemark.optimize.parity import END_TO_END_PSNR, check_end_to_end, psnr
 from platemark.runtime.bundle import Bundle
 from platemark.runtime.manifest import EndToEnd, Manifest
 from platemark.runtime.pipeline import Pipeline
 from platemark.runtime.request import GenerationRequest
 from platemark.runtime.schedulers import DEFAULT_ETA, REFERENCES, make_scheduler, reference_config
+
+if TYPE_CHECKING:
+    from torch import nn
 
 PROMPT, SEED, MAX_STEPS = "a red apple", 1, 8
 # What diffusers' StableDiffusionPipeline sets on any scheduler that it is given.
@@ -45,29 +44,27 @@ def choose_scheduler(checkpoint: Checkpoint, wanted: str | None) -> str | None:
     return wanted
 
 
+def compared_request(checkpoint: Checkpoint, draft: Manifest) -> GenerationRequest:
+    """What both sides render: few steps, one picture, at the native size."""
+    steps, scheduler = min(draft.default_steps, MAX_STEPS), _compared(checkpoint, draft.default_scheduler)
+    return GenerationRequest.make(draft, prompt=PROMPT, seed=SEED, num_inference_steps=steps, scheduler=scheduler)
+
+
 def check_pipeline(
-    checkpoint: Checkpoint,
-    nets: Mapping[str, nn.Module],
-    stage: Path,
-    draft: Manifest,
-    backend: str = "onnxruntime",
-    precision: str = "fp32",
+    stage: Path, draft: Manifest, request: GenerationRequest, expected: NDArray[np.float32], backend: str | None, precision: str
 ) -> EndToEnd:
-    """Renders one picture with diffusers in float32 and with the bundle in `stage` described by `draft`, on `backend`.
+    """Renders the request with the bundle in `stage` described by `draft`, on `backend` (None: those it names), and compares with the
+    `expected` picture.
 
     Raises `ParityError` where they differ by more than the bound of `precision`.
     """
-    steps = min(draft.default_steps, MAX_STEPS)
-    scheduler = _compared(checkpoint, draft.default_scheduler)
-    request = GenerationRequest.make(draft, prompt=PROMPT, seed=SEED, num_inference_steps=steps, scheduler=scheduler)
-    expected = _reference(checkpoint, nets, request)
     actual = Pipeline.load(Bundle(stage, draft, ""), backend).generate(request).arrays[0]
     return check_end_to_end(
         EndToEnd(
-            reference=f"diffusers {diffusers.__version__} fp32",
+            reference=f"diffusers {version('diffusers')} fp32",
             prompt=PROMPT,
             seed=SEED,
-            num_inference_steps=steps,
+            num_inference_steps=request.num_inference_steps,
             guidance_scale=request.guidance_scale,
             height=draft.native_size[0],
             width=draft.native_size[1],
@@ -77,8 +74,13 @@ def check_pipeline(
     )
 
 
-def _reference(checkpoint: Checkpoint, nets: Mapping[str, nn.Module], request: GenerationRequest) -> NDArray[np.float32]:
+def reference_picture(checkpoint: Checkpoint, nets: Mapping[str, nn.Module], request: GenerationRequest) -> NDArray[np.float32]:
     """diffusers' picture: float32 (H, W, 3) in [0, 1] at the native size, with noise from torch's CPU generator."""
+    import diffusers
+    import torch
+
+    from platemark.optimize.modules import quiet
+
     height, width = checkpoint.native_size
     with quiet():
         kind: Any = diffusers.StableDiffusionPipeline
@@ -108,10 +110,14 @@ def _reference(checkpoint: Checkpoint, nets: Mapping[str, nn.Module], request: G
 
 def _eta(scheduler: Any) -> float:
     """What diffusers' pipeline hands to any scheduler that takes it: TCD's own default, and none for DDIM."""
+    import diffusers
+
     return DEFAULT_ETA["tcd"] if isinstance(scheduler, diffusers.TCDScheduler) else 0.0
 
 
 def _tokenizer(checkpoint: Checkpoint) -> Any:
+    import transformers
+
     try:
         tokenizer = transformers.CLIPTokenizer.from_pretrained(checkpoint.root / "tokenizer", local_files_only=True)
     except (OSError, ValueError, KeyError) as error:
@@ -121,6 +127,8 @@ def _tokenizer(checkpoint: Checkpoint) -> Any:
 
 
 def _scheduler(checkpoint: Checkpoint, name: str | None) -> Any:
+    import diffusers
+
     kind, fields = reference_config(name, {**checkpoint.scheduler, **_FORCED})
     return getattr(diffusers, kind).from_config(fields)
 

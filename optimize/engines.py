@@ -8,23 +8,23 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Literal
+from typing import Any
 
 from platemark.errors import InputError, ParityError
 from platemark.optimize.export import Spec
+from platemark.optimize.half_graph import half_graph
 from platemark.optimize.staging import write_file
 from platemark.runtime import backends
 from platemark.runtime.devices import parse_target
-from platemark.runtime.manifest import BuiltEngine, Parity
+from platemark.runtime.manifest import BuiltEngine, Precision
 from platemark.runtime.parity import BOUNDS, Recorded, check
 
 Range = tuple[int, int, int]
-Precision = Literal["fp32", "fp16", "bf16"]
-PORTABLE = "onnxruntime"
-_PRECISIONS: dict[str, Precision] = {"fp32": "fp32", "fp16": "fp16", "bf16": "bf16"}
+_PRECISIONS: dict[str, Precision] = {"fp32": "fp32", "fp16": "fp16", "bf16": "bf16", "int8": "int8"}
+SAFEST: Precision = "fp32"
 _PLANS: tuple[Precision, ...] = ("fp32", "fp16")
 _BATCH = {"unet": (1, 2, 16), "text_encoder": (1, 2, 16)}  # the rest sees pictures one by one
 
@@ -33,6 +33,8 @@ _BATCH = {"unet": (1, 2, 16), "text_encoder": (1, 2, 16)}  # the rest sees pictu
 class EngineRequest:
     """What `build` is asked for beyond the portable graphs: a backend's module name and, for plans, the GPUs and sizes.
 
+    `features`: what plans are beyond the usual, as in `tensorrt.FEATURES`. `tune`: try what this machine can run instead, component by
+    component, and keep the fastest.
     `profiles`: component → free dim → (smallest, usual, largest), over those of `default_profile`.
     """
 
@@ -40,6 +42,8 @@ class EngineRequest:
     precision: Precision = "fp32"
     targets: tuple[str, ...] = ()
     profiles: Mapping[str, Mapping[str, Range]] = field(default_factory=dict)
+    features: tuple[str, ...] = ()
+    tune: bool = False
 
     @property
     def module(self) -> ModuleType:
@@ -51,19 +55,26 @@ class EngineRequest:
         return hasattr(self.module, "build_plan")
 
 
-def request_for(backend: str | None, precision: str, targets: Sequence[str], profiles: Sequence[str]) -> EngineRequest | None:
-    """The request in a user's words: targets as `sm_89`, profiles as `unet:height=32,64,128`. None without a backend.
+def request_for(
+    backend: str | None, precision: str, targets: Sequence[str], profiles: Sequence[str], features: Sequence[str] = (), tune: bool = False
+) -> EngineRequest | None:
+    """The request in a user's words: targets as `sm_89`, profiles as `unet:height=32,64,128`. None without a backend, unless `tune`.
 
     Raises `InputError`.
     """
+    if tune and (backend is not None or targets or profiles or features or precision != "fp32"):
+        raise InputError("--tune chooses backend and precision by itself", "leave --backend and what belongs to it out")
+    if tune:
+        return EngineRequest("onnxruntime", tune=True)
     if backend is None:
-        if targets or profiles or precision != "fp32":
-            raise InputError("--precision, --target and --profile are of another backend's engines", "name it with --backend")
+        if targets or profiles or features or precision != "fp32":
+            raise InputError("--precision, --target, --profile and --feature are of another backend's engines", "name it with --backend")
         return None
     if precision not in _PRECISIONS:
         raise InputError(f"there is no precision {precision[:20]!r}", f"choose one of {', '.join(BOUNDS)}")
     backends.find(backend)
-    return EngineRequest(backend, _PRECISIONS[precision], tuple(parse_target(target) for target in targets), _profiles(profiles))
+    named = tuple(parse_target(target) for target in targets)
+    return EngineRequest(backend, _PRECISIONS[precision], named, _profiles(profiles), tuple(features))
 
 
 def _profiles(texts: Sequence[str]) -> dict[str, dict[str, Range]]:
@@ -78,16 +89,18 @@ def _profiles(texts: Sequence[str]) -> dict[str, dict[str, Range]]:
 
 def checked(request: EngineRequest) -> EngineRequest:
     """The request with its targets in order. Raises `InputError` and `MissingExtra` for all that can be refused before any work."""
+    if request.tune:
+        return request
     module = request.module
     if request.plans:
         module.version()
         if request.precision not in _PLANS:
             raise InputError(f"{request.backend} plans are {' or '.join(_PLANS)}, not {request.precision}", "choose one with --precision")
-        return EngineRequest(request.backend, request.precision, module.check_targets(request.targets), request.profiles)
+        return replace(request, targets=module.check_targets(request.targets), features=module.check_features(request.features))
     if not hasattr(module, "load_blob"):
         raise InputError(f"{request.backend} has no engines to build beyond the portable graphs", "leave --backend out")
-    if request.targets or request.profiles:
-        raise InputError(f"{request.backend} compiles where it runs, for every size", "leave --target and --profile out")
+    if request.targets or request.profiles or request.features:
+        raise InputError(f"{request.backend} compiles where it runs, for every size", "leave --target, --profile and --feature out")
     module.check_precision(request.precision)
     return request
 
@@ -106,31 +119,51 @@ def default_profile(spec: Spec) -> dict[str, Range]:
 def make_engine(request: EngineRequest, spec: Spec, recorded: list[Recorded], stage: Path, reference: str) -> tuple[BuiltEngine, list[str]]:
     """The record of one component's engine, and the files (POSIX paths) that were written for it.
 
-    `reference` names what `recorded` holds the outputs of. Raises `ParityError`, `EngineError`, `InputError`.
+    A precision that is over its bound is given up for float32, and the record says so; a plan's float16 graph first keeps those nodes in
+    float32 that would overflow. `reference` names what `recorded` holds the outputs of. Raises `ParityError`, `EngineError`, `InputError`.
     """
     if request.plans:
         return _plan(request, spec, recorded, stage, reference)
-    module = request.module
-    engine = module.compile_graph(stage / spec.graph, precision=request.precision)
-    parity = check(spec.component, recorded, engine, (reference, module.label()), request.precision)
-    record = BuiltEngine(
+    tried: list[str] = []
+    for precision in dict.fromkeys((request.precision, SAFEST)):
+        try:
+            return in_precision(request.backend, precision, spec, recorded, stage, reference, tried), []
+        except ParityError as error:
+            if precision == SAFEST:
+                raise
+            tried.append(f"{precision}: {error.message} (bound {BOUNDS[precision]:.0e})")
+    raise AssertionError("the safest precision returns or raises")
+
+
+def in_precision(
+    backend: str, precision: Precision, spec: Spec, recorded: list[Recorded], stage: Path, reference: str, tried: list[str]
+) -> BuiltEngine:
+    """The record of one component's engine in one precision, compiled here. `tried` is what was given up before. Raises `ParityError`."""
+    module = backends.find(backend)
+    engine = module.compile_graph(stage / spec.graph, precision=precision)
+    return BuiltEngine(
         component=spec.component,
-        backend=request.backend,
+        backend=backend,
         version=module.version(),
-        precision=request.precision,
+        precision=precision,
         device=module.device(),
         state="compared",
-        parity=parity,
+        parity=check(spec.component, recorded, engine, (reference, module.label()), precision),
+        tried=tried,
     )
-    return record, []
 
 
 def _plan(request: EngineRequest, spec: Spec, recorded: list[Recorded], stage: Path, reference: str) -> tuple[BuiltEngine, list[str]]:
     """A plan, from a graph that was compared in ONNX Runtime; in float32 where the float16 graph is over its bound."""
-    precision, graph, parity, tried = _graph(request.precision, spec, recorded, stage, reference)
-    folder = stage.joinpath(*spec.graph.split("/")).parent
+    path, half, tried = stage / spec.graph, None, list[str]()
+    if request.precision == "fp16":
+        try:
+            half = half_graph(spec, path, recorded, reference)
+        except ParityError as error:
+            tried = [error.message]
+    graph = half.data if half else path.read_bytes()
     profile = {**default_profile(spec), **request.profiles.get(spec.component, {})}
-    plan = request.module.build_plan(spec.component, graph, folder, request.targets, profile)
+    plan = request.module.build_plan(spec.component, graph, path.parent, request.targets, profile, request.features)
     place = f"engines/{request.backend}-{plan.version}-{'-'.join(request.targets)}"
     files = {f"{place}/{spec.component}.plan": plan.data, f"{place}/{spec.component}.json": _json(plan.report())}
     for name, data in files.items():
@@ -139,45 +172,16 @@ def _plan(request: EngineRequest, spec: Spec, recorded: list[Recorded], stage: P
         component=spec.component,
         backend=request.backend,
         version=plan.version,
-        precision=precision,
+        precision="fp16" if half else "fp32",
         device=" ".join(request.targets),
         profile=plan.profile,
         file=next(iter(files)),
         state="plan built",
-        graph_parity=parity,
-        tried=tried,
+        graph_parity=half.parity if half else None,
+        kept=half.kept if half else [],
+        tried=half.tried if half else tried,
     )
     return record, list(files)
-
-
-def _graph(
-    wanted: Precision, spec: Spec, recorded: list[Recorded], stage: Path, reference: str
-) -> tuple[Precision, bytes, Parity | None, list[str]]:
-    """Precision, graph, how far that graph is off in ONNX Runtime, and what was tried before. float32 was compared already."""
-    path = stage / spec.graph
-    if wanted == "fp16":
-        import onnx
-
-        from platemark.optimize.passes.half import to_half
-
-        model = onnx.load(path, load_external_data=False)
-        to_half(model)
-        data = model.SerializeToString(deterministic=True)
-        try:
-            return "fp16", data, _compared(spec, data, path, recorded, reference), []
-        except ParityError as error:
-            return "fp32", path.read_bytes(), None, [f"fp16: {error.message} (bound {BOUNDS['fp16']:.0e})"]
-    return "fp32", path.read_bytes(), None, []
-
-
-def _compared(spec: Spec, graph: bytes, beside: Path, recorded: list[Recorded], reference: str) -> Parity:
-    portable = backends.find(PORTABLE)
-    trial = beside.with_name(f".{spec.component}.trial.onnx")
-    try:
-        write_file(trial, graph)
-        return check(spec.component, recorded, portable.compile_graph(trial), (reference, portable.label()), "fp16")
-    finally:
-        trial.unlink(missing_ok=True)
 
 
 def _json(value: dict[str, Any]) -> bytes:

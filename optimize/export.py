@@ -8,13 +8,11 @@ Knows nothing about weights files or engines.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
-import torch
 from onnx import TensorProto
-from torch import Tensor, nn
 
 from platemark.errors import EngineError
 from platemark.optimize.checkpoint import Checkpoint, latent_size
@@ -22,7 +20,12 @@ from platemark.optimize.graph import name_nodes, remove_dead, set_shapes, strip
 from platemark.optimize.parts import CHECKER
 from platemark.runtime.engine import TensorSpec
 
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from torch import Tensor, nn
+
 OPSET = 23  # the first with Attention; GroupNormalization since 21
+OUTSIDE = 1 << 20  # bytes from which on a weight stays out of the graph while it is made
 Shape = tuple[int | str, ...]
 FLOAT, INT = np.dtype(np.float32), np.dtype(np.int64)
 _ELEMENT_TYPES = {FLOAT: TensorProto.FLOAT, INT: TensorProto.INT64}
@@ -115,12 +118,18 @@ def _reduced(name: str, channels: int, factor: int) -> TensorSpec:
     return TensorSpec(name, FLOAT, ("batch", channels, f"height/{factor}", f"width/{factor}"))
 
 
-def export_graph(spec: Spec, module: nn.Module, example: dict[str, Tensor]) -> onnx.ModelProto:
-    """The graph with its weights inside, stripped of everything that does not compute.
+def export_graph(
+    spec: Spec, module: nn.Module, example: dict[str, Tensor], outside: dict[str, NDArray[Any]] | None = None
+) -> onnx.ModelProto:
+    """The graph, stripped of everything that does not compute, with its weights inside.
 
+    `outside`, where it is given, takes the large ones instead, as views of the module's own memory: the graph has them as external data
+    whose location is the key, so that they never exist twice (see `graph.link_weights`).
     `example` maps input names to tensors; no free dim may be 0 or 1 in it. Raises `EngineError` where the exporter fails, changes
     a name or type, or fixes a dim that must stay free.
     """
+    import torch  # here: whoever asks for `specs` alone holds no torch
+
     free = {
         port.name: {axis: torch.export.Dim.DYNAMIC for axis, dim in enumerate(port.shape) if isinstance(dim, str)} for port in spec.inputs
     }
@@ -146,6 +155,8 @@ def export_graph(spec: Spec, module: nn.Module, example: dict[str, Tensor]) -> o
             f"{spec.component} cannot be exported: the exporter gave nothing",
             "use the versions of torch and onnxscript that Platemark names",
         )
+    if outside is not None:
+        _take_out(program.model, outside)
     model = program.model_proto
     check_contract(spec, model)
     name_nodes(model)
@@ -153,6 +164,17 @@ def export_graph(spec: Spec, module: nn.Module, example: dict[str, Tensor]) -> o
     set_shapes(model, {port.name: port.shape for port in (*spec.inputs, spec.output)})
     remove_dead(model)
     return model
+
+
+def _take_out(model: Any, outside: dict[str, NDArray[Any]]) -> None:
+    import onnx_ir
+
+    for name, value in model.graph.initializers.items():
+        held = value.const_value
+        if held is None or held.nbytes < OUTSIDE or held.dtype != onnx_ir.DataType.FLOAT:
+            continue
+        outside[name] = held.numpy()
+        value.const_value = onnx_ir.ExternalTensor(name, 0, held.nbytes, held.dtype, shape=held.shape, name=name, base_dir="")
 
 
 def check_contract(spec: Spec, model: onnx.ModelProto) -> None:

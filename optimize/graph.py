@@ -132,32 +132,54 @@ def set_shapes(model: onnx.ModelProto, shapes: Mapping[str, Sequence[int | str]]
             dims.dim.add(**{"dim_param" if isinstance(size, str) else "dim_value": size})
 
 
-def link_weights(model: onnx.ModelProto, tensors: Iterable[StoredTensor], prefix: str = "") -> Linked:
+def link_weights(
+    model: onnx.ModelProto, tensors: Iterable[StoredTensor], prefix: str = "", outside: Mapping[str, NDArray[Any]] | None = None
+) -> Linked:
     """Takes the weights out of the graph: each float initializer that equals a stored tensor becomes a reference to its bytes.
 
     Equal means: the stored values as float32 are bit for bit the initializer's, in the same order (dims may differ) or as the
     transpose of a matrix. Candidates by name first (`prefix` + the tensor's name), then by content. The reference is an external
     initializer named after the tensor, in its stored type, then `Cast` to float32 (unless stored so), then `Transpose` where needed.
+    `outside` has the values of initializers that `export_graph` left out, by their location.
     Raises `EngineError` where more than `LEFTOVER_LIMIT` bytes stay behind, so that weights never exist twice unseen.
     """
+    held = _Held(outside or {})
     index = _Index([tensor for tensor in tensors if tensor.is_float and tensor.size], prefix)
     nodes: list[onnx.NodeProto] = []
     external: dict[str, TensorProto] = {}
     renamed: dict[str, str] = {}
     leftovers: list[TensorProto] = []
     for initializer in sorted(model.graph.initializer, key=lambda tensor: tensor.name):
-        match = index.find(initializer)
+        match = index.find(initializer, held)
         if match is None:
             leftovers.append(initializer)
             continue
         tensor, transposed = match
         dims = list(initializer.dims)
         renamed[initializer.name] = _refer(tensor, dims[::-1] if transposed else dims, transposed, external, nodes)
-    _check_leftovers(leftovers)
+    _check_leftovers(leftovers, held)
     rename_values(model, renamed)
     _replace(model.graph.node, [*nodes, *model.graph.node])
     _replace(model.graph.initializer, [*external.values(), *leftovers])
     return Linked(tuple(sorted({t.name for t in external.values()})), {t.name: t.ByteSize() for t in leftovers})
+
+
+class _Held:
+    """The values of initializers: in the graph, or outside of it."""
+
+    def __init__(self, outside: Mapping[str, NDArray[Any]]) -> None:
+        self._outside = outside
+
+    def values(self, tensor: TensorProto) -> NDArray[Any]:
+        found = self._found(tensor)
+        return numpy_helper.to_array(tensor) if found is None else found
+
+    def size(self, tensor: TensorProto) -> int:
+        found = self._found(tensor)
+        return tensor.ByteSize() if found is None else found.nbytes
+
+    def _found(self, tensor: TensorProto) -> NDArray[Any] | None:
+        return next((self._outside[entry.value] for entry in tensor.external_data if entry.key == "location"), None)
 
 
 class _Index:
@@ -172,10 +194,10 @@ class _Index:
             if values.ndim == 2:
                 self._by_key[_key(values.T)].append((tensor, True))
 
-    def find(self, initializer: TensorProto) -> tuple[StoredTensor, bool] | None:
+    def find(self, initializer: TensorProto, held: _Held) -> tuple[StoredTensor, bool] | None:
         if initializer.data_type != TensorProto.FLOAT or not any(initializer.dims):
             return None
-        values = numpy_helper.to_array(initializer)
+        values = held.values(initializer)
         named = self._by_name.get(initializer.name)
         candidates = [(named, False)] if named else []
         for tensor, transposed in [*candidates, *self._by_key.get(_key(values), [])]:
@@ -220,10 +242,10 @@ def _external(tensor: StoredTensor, name: str, dims: list[int]) -> TensorProto:
     return out
 
 
-def _check_leftovers(leftovers: list[TensorProto]) -> None:
-    total = sum(tensor.ByteSize() for tensor in leftovers)
+def _check_leftovers(leftovers: list[TensorProto], held: _Held) -> None:
+    total = sum(map(held.size, leftovers))
     if total > LEFTOVER_LIMIT:
-        largest = max(leftovers, key=lambda tensor: tensor.ByteSize())
+        largest = max(leftovers, key=held.size)
         raise EngineError(
             f"{total} bytes of constants are not tensors of the checkpoint, the largest {largest.name} {list(largest.dims)}",
             "the exporter folded weights together: use the versions of torch and onnxscript that Platemark names",

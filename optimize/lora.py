@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -52,8 +52,17 @@ def merge(checkpoint: Checkpoint, loras: Sequence[Lora], folder: Path) -> list[M
     Raises `CheckpointError` (a file that is damaged or does not fit) and `InputError` (one of which nothing could be applied; a file that
     cannot be read).
     """
-    known = _weights(checkpoint)
-    plan: dict[str, list[tuple[Change, float]]] = {}
+    known = {name: tensor for part in PARTS for name, tensor in known_weights(part, checkpoint.parts[part].tensors).items()}
+    plan, reports = assign(loras, known)
+    _write(checkpoint, plan, folder)
+    return reports
+
+
+def assign(
+    loras: Sequence[Lora], known: dict[str, StoredTensor]
+) -> tuple[dict[StoredTensor, list[tuple[Change, float]]], list[MergedLora]]:
+    """What the LoRAs add to each weight, and a report of each. `known` as `known_weights` makes it. Raises as `merge` does."""
+    plan: dict[StoredTensor, list[tuple[Change, float]]] = {}
     reports = []
     for lora in loras:
         if not lora.path.is_file():
@@ -65,7 +74,7 @@ def merge(checkpoint: Checkpoint, loras: Sequence[Lora], folder: Path) -> list[M
             if name is None:
                 unmatched.append(change.module)
                 continue
-            plan.setdefault(name, []).append((change, lora.scale))
+            plan.setdefault(known[name], []).append((change, lora.scale))
             applied += 1
         if not applied:
             raise InputError(
@@ -73,8 +82,7 @@ def merge(checkpoint: Checkpoint, loras: Sequence[Lora], folder: Path) -> list[M
                 "use a LoRA made for this family (and not LoHa, LoKr or DoRA)",
             )
         reports.append(_report(lora, applied, unmatched))
-    _write(checkpoint, {known[name]: changes for name, changes in plan.items()}, folder)
-    return reports
+    return plan, reports
 
 
 def _report(lora: Lora, applied: int, unmatched: list[str]) -> MergedLora:
@@ -82,18 +90,17 @@ def _report(lora: Lora, applied: int, unmatched: list[str]) -> MergedLora:
     return MergedLora(file=lora.path.name, sha256=sha256, scale=lora.scale, applied=applied, unmatched=sorted(unmatched))
 
 
-def _weights(checkpoint: Checkpoint) -> dict[str, StoredTensor]:
+def known_weights(part: str, tensors: Mapping[str, StoredTensor]) -> dict[str, StoredTensor]:
     """`part|module` with underscores for dots → the module's weight, also under the short names of text encoders."""
     known = {}
-    for part in PARTS:
-        for name, tensor in checkpoint.parts[part].tensors.items():
-            if not name.endswith(".weight"):
-                continue
-            flat = name.removesuffix(".weight").replace(".", "_")
-            known[f"{part}|{flat}"] = tensor
-            if part == "text_encoder":
-                known.setdefault(f"{part}|{flat.removeprefix('text_model_')}", tensor)
-                known.setdefault(f"{part}|text_model_{flat}", tensor)
+    for name, tensor in tensors.items():
+        if not name.endswith(".weight"):
+            continue
+        flat = name.removesuffix(".weight").replace(".", "_")
+        known[f"{part}|{flat}"] = tensor
+        if part == "text_encoder":
+            known.setdefault(f"{part}|{flat.removeprefix('text_model_')}", tensor)
+            known.setdefault(f"{part}|text_model_{flat}", tensor)
     return known
 
 
@@ -118,10 +125,11 @@ def _write(checkpoint: Checkpoint, plan: dict[StoredTensor, list[tuple[Change, f
         places = read_header(copy)
         for tensor, changes in plan.items():
             if tensor.file == file:
-                write_float32(places[tensor.name], _sum(tensor, changes))
+                write_float32(places[tensor.name], changed(tensor, changes))
 
 
-def _sum(tensor: StoredTensor, changes: Iterable[tuple[Change, float]]) -> np.ndarray:
+def changed(tensor: StoredTensor, changes: Iterable[tuple[Change, float]]) -> np.ndarray:
+    """The weight with its changes, in float32."""
     values = np.array(read_float32(tensor), np.float32)
     if not tensor.is_float:
         raise CheckpointError(f"{tensor.name} is stored as {tensor.dtype}", "use a checkpoint in float16, bfloat16 or float32")

@@ -10,16 +10,15 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from platemark.errors import ParityError
+from platemark.errors import CheckpointError, ParityError
 from platemark.optimize.export import INT, Spec
 from platemark.runtime.engine import Array, Engine, TensorSpec
 from platemark.runtime.manifest import EndToEnd, Parity
-from platemark.runtime.parity import BOUNDS, Recorded, check, compare
+from platemark.runtime.parity import BOUNDS, PRECISIONS, Recorded, check, compare
 
 __all__ = ["BOUNDS", "Recorded", "check_end_to_end", "check_engine", "compare", "make_cases", "psnr", "record"]
 
-# dB between images in [0, 1], by the precision of the engines: a thousandth of the range is 60 dB, 8-bit rounding alone 59.
-END_TO_END_PSNR = {"fp32": 60.0, "fp16": 40.0, "bf16": 30.0}
+END_TO_END_PSNR = {name: bound.psnr for name, bound in PRECISIONS.items()}
 PSNR_CEILING = 200.0  # dB: recorded for images that are equal, where PSNR has no finite value
 _REMEDY = "build again; if it fails again, the weights changed during the build or this engine computes wrongly: report it"
 
@@ -50,8 +49,14 @@ def _random(port: TensorSpec, spec: Spec, dims: Mapping[str, int], rng: np.rando
 
 
 def record(spec: Spec, cases: list[dict[str, Array]], reference: Engine) -> list[Recorded]:
-    """The reference's output for every set of inputs."""
-    return [Recorded(case, reference.run(case)[spec.output.name]) for case in cases]
+    """The reference's output for every set of inputs. Raises `CheckpointError` where that is no answer: not finite, or one value."""
+    recorded = [Recorded(case, reference.run(case)[spec.output.name]) for case in cases]
+    for one in recorded:
+        flat = one.output.size > 1 and float(np.ptp(one.output)) == 0
+        if flat or not np.isfinite(one.output).all():
+            what = "one value everywhere" if flat else "values that are not finite"
+            raise CheckpointError(f"{spec.component}: torch itself gives {what}", "the weights are damaged: download the checkpoint again")
+    return recorded
 
 
 def check_engine(spec: Spec, recorded: list[Recorded], engine: Engine, labels: tuple[str, str], precision: str = "fp32") -> Parity:

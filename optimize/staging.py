@@ -5,11 +5,12 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from platemark.errors import InputError
+from platemark.optimize.weights import file_sha256
 from platemark.runtime.bundle import MANIFEST
 
 _CHUNK = 8 << 20
@@ -17,21 +18,22 @@ _OTHER = "choose another output folder"
 
 
 @contextmanager
-def stage_for(out: Path, *, in_place: bool, replace: bool, manifest: str = MANIFEST) -> Iterator[Path]:
-    """An empty folder beside `out` to build in, gone at the end whatever happens. Nobody else builds to `out` meanwhile.
+def stage_for(out: Path, *, in_place: bool, replace: bool, manifest: str = MANIFEST, resume: bool = False) -> Iterator[Path]:
+    """A folder beside `out` to build in, gone at the end unless somebody interrupts. Nobody else builds to `out` meanwhile.
 
     `manifest`: the file by which a folder of this kind is known, so that nothing else is ever replaced.
 
-    What a killed build left there is removed first, and a bundle that it had set aside is put back. Raises `InputError` where `out` exists
+    What a killed build left there is removed first, or with `resume` still lies in the folder: the caller must look at all of it. A bundle
+    that it had set aside is put back. Raises `InputError` where `out` exists
     and may not be replaced, where another build to `out` is under way, and for any failure to read or write inside the block (a full
     disk, say).
     """
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        with _only_build(out), _stage(_beside(out, "partial"), out) as stage:
+        with _only_build(out), _stage(_beside(out, "partial"), out, resume) as stage:
             if out.exists() and not in_place:
                 _check_replaceable(out, replace, manifest)
-            stage.mkdir()
+            stage.mkdir(exist_ok=resume)
             yield stage
     except OSError as error:
         reason = f"{error.strerror or error}" + (f": {Path(error.filename).name}" if error.filename else "")
@@ -60,21 +62,29 @@ def _only_build(out: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _stage(stage: Path, out: Path) -> Iterator[Path]:
-    """The place of the stage, cleared before and after."""
+def _stage(stage: Path, out: Path, resume: bool) -> Iterator[Path]:
+    """The place of the stage: cleared before, unless it is to be resumed, and after, unless somebody interrupts."""
+    _recover(out, stage, resume)
     try:
-        _recover(out, stage)
         yield stage
-    finally:
+    except KeyboardInterrupt:
+        if not resume:
+            shutil.rmtree(stage, ignore_errors=True)
+        raise
+    except BaseException:
         shutil.rmtree(stage, ignore_errors=True)
+        raise
+    shutil.rmtree(stage, ignore_errors=True)
 
 
-def _recover(out: Path, stage: Path) -> None:
+def _recover(out: Path, stage: Path, resume: bool) -> None:
     aside = _beside(out, "replaced")
     if aside.exists() and not out.exists():
         aside.rename(out)
-    for leftover in (stage, aside):
-        if leftover.exists():
+    for leftover in (aside,) if resume and stage.is_dir() and not stage.is_symlink() else (stage, aside):
+        if leftover.is_symlink() or leftover.is_file():
+            leftover.unlink()
+        elif leftover.exists():
             shutil.rmtree(leftover)
 
 
@@ -90,7 +100,15 @@ def _check_replaceable(out: Path, replace: bool, manifest: str) -> None:
 
 
 def copy_file(source: Path, target: Path) -> str:
-    """Copies one file, following links, and returns the hex SHA-256 of the bytes written, flushed to disk."""
+    """Copies one file, following links, and returns the hex SHA-256 of the bytes written, flushed to disk.
+
+    A target that is there already is kept where it has the same bytes.
+    """
+    if target.is_file() and not target.is_symlink():
+        found = file_sha256(source)
+        if file_sha256(target) == found:
+            return found
+    target.unlink(missing_ok=True)
     target.parent.mkdir(parents=True, exist_ok=True)
     digest = hashlib.sha256()
     with source.open("rb") as read, target.open("xb") as write:
@@ -105,6 +123,7 @@ def copy_file(source: Path, target: Path) -> str:
 def link_file(source: Path, target: Path) -> str:
     """As `copy_file`, for a source that nobody else changes: a second name for the same bytes where the disk knows such, else a copy."""
     target.parent.mkdir(parents=True, exist_ok=True)
+    target.unlink(missing_ok=True)  # of a killed build
     try:
         os.link(source.resolve(), target)
     except OSError:
@@ -120,6 +139,24 @@ def write_file(target: Path, data: bytes) -> None:
         stream.write(data)
         stream.flush()
         os.fsync(stream.fileno())
+
+
+def replace_file(target: Path, data: bytes) -> None:
+    """Puts a file in place whole, over an older one: killed in between, one of the two is there."""
+    beside = target.with_name(f"{target.name}.new")
+    write_file(beside, data)
+    beside.replace(target)
+    sync_folder(target.parent)
+
+
+def keep_only(folder: Path, names: Collection[str]) -> None:
+    """Removes every file of a folder that is not named (POSIX paths below it), links and empty folders too."""
+    for path in sorted(folder.rglob("*"), key=lambda path: len(path.parts), reverse=True):
+        if path.is_dir() and not path.is_symlink():
+            with suppress(OSError):  # not empty
+                path.rmdir()
+        elif path.relative_to(folder).as_posix() not in names:
+            path.unlink()
 
 
 def publish(stage: Path, out: Path) -> None:

@@ -121,19 +121,30 @@ def read_float32(tensor: StoredTensor) -> NDArray[np.float32]:
 
 
 def write_float32(tensor: StoredTensor, values: NDArray[np.float32]) -> None:
-    """Puts `values` in the tensor's place in its file, rounded to nearest at its stored precision. Raises `CheckpointError` on overflow."""
+    """Puts `values` in the tensor's place in its file, as `as_stored` rounds them. Raises `CheckpointError` on overflow."""
+    place = np.memmap(tensor.file, np.uint8, "r+", tensor.offset, (tensor.length,))
+    place[:] = as_stored(tensor, values).reshape(-1).view(np.uint8)
+    place.flush()
+
+
+def as_stored(tensor: StoredTensor, values: NDArray[np.float32]) -> NDArray[Any]:
+    """`values` in the tensor's shape, rounded to nearest at its stored precision; bfloat16 as the uint16 of its bits.
+
+    Raises `CheckpointError` on overflow.
+    """
     flat = np.ascontiguousarray(values, np.float32).ravel()
+    stored: NDArray[Any]
     if tensor.dtype == "BF16":
         bits = flat.view(np.uint32)
-        raw = ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16).view(np.uint8)  # ties to even, as torch rounds
+        stored = ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)  # ties to even, as torch rounds
+        finite = (stored & 0x7F80) != 0x7F80
     else:
         with np.errstate(over="ignore"):
-            raw = flat.astype(_FLOATS[tensor.dtype]).view(np.uint8)
-    if not np.isfinite(flat).all() or not np.isfinite(raw.view(_FLOATS.get(tensor.dtype, np.uint16))).all():
+            stored = flat.astype(_FLOATS[tensor.dtype])
+        finite = np.isfinite(stored)
+    if not np.isfinite(flat).all() or not finite.all():
         raise CheckpointError(f"{tensor.name} does not fit {PRECISION[tensor.dtype]} any more", "use a smaller scale")
-    place = np.memmap(tensor.file, np.uint8, "r+", tensor.offset, (tensor.length,))
-    place[:] = raw
-    place.flush()
+    return stored.reshape(tensor.shape)
 
 
 def file_sha256(path: Path) -> str:

@@ -13,13 +13,14 @@ from types import ModuleType
 from platemark.errors import InputError
 from platemark.runtime import backends, devices, enginecache
 from platemark.runtime.bundle import Bundle
-from platemark.runtime.engine import Engine
+from platemark.runtime.engine import Array, Engine
 from platemark.runtime.enginecache import EngineCache, EngineKey, Entry
 from platemark.runtime.manifest import BuiltEngine
 from platemark.runtime.parity import Recorded, check, probes
 
 PORTABLE = "onnxruntime"
 GIVEN = frozenset({"upscaler"})  # components whose graphs no build exported
+Weights = Mapping[str, Mapping[str, Array]]  # component → stored weight → its values instead, in its stored type (bfloat16 as uint16)
 
 
 @dataclass(frozen=True)
@@ -45,30 +46,51 @@ def runnable(backend: str) -> ModuleType:
     return module
 
 
-def opener(bundle: Bundle, backend: str, *, cache: Path | None = None, threads: int | None = None) -> Callable[[Path], Engine]:
-    """What compiles the graph at a path of the bundle on a backend, as `open_engine`. Raises `InputError` for a backend that cannot.
+def opener(
+    bundle: Bundle, backend: str | None = None, *, cache: Path | None = None, threads: int | None = None, weights: Weights | None = None
+) -> Callable[[Path], Engine]:
+    """What compiles the graph at a path of the bundle, as `open_engine`: on one backend, or each component on the one that the bundle
+    names for it. A graph that a user brought is computed by the portable backend, with which it was compared.
 
-    A graph that a user brought is computed by the portable backend, with which it was compared.
+    Raises `InputError` for a backend that cannot.
     """
-    runnable(backend)
-    components = {bundle.file(part.graph): name for name, part in bundle.manifest.components.items()}
-    chosen = {path: PORTABLE if name in GIVEN else backend for path, name in components.items()}
-    return lambda path: open_engine(bundle, components[path], chosen[path], cache=cache, threads=threads)
+    manifest = bundle.manifest
+    chosen = {name: backend or manifest.backends.get(name, manifest.default_backend) for name in manifest.components}
+    chosen |= {name: PORTABLE for name in chosen if name in GIVEN}
+    for one in {backend or manifest.default_backend, *chosen.values()}:
+        runnable(one)
+    components = {bundle.file(part.graph): name for name, part in manifest.components.items()}
+
+    def opens(path: Path) -> Engine:
+        name = components[path]
+        return open_engine(bundle, name, chosen[name], cache=cache, threads=threads, replaced=(weights or {}).get(name))
+
+    return opens
 
 
-def open_engine(bundle: Bundle, component: str, backend: str, *, cache: Path | None = None, threads: int | None = None) -> Engine:
+def open_engine(
+    bundle: Bundle,
+    component: str,
+    backend: str,
+    *,
+    cache: Path | None = None,
+    threads: int | None = None,
+    replaced: Mapping[str, Array] | None = None,
+) -> Engine:
     """The component's engine on a backend: found in the cache folder, or compiled, compared with the portable engine, and kept there.
 
-    Without `cache` it is compiled each time. Raises `BundleError`, `EngineError`, `ParityError`, `InputError` and `MissingExtra`.
+    Without `cache` it is compiled each time; with `replaced` weights too, which no engine in a cache has. Raises `BundleError`,
+    `EngineError`, `ParityError`, `InputError` and `MissingExtra`.
     """
     module = runnable(backend)
     path = bundle.file(bundle.component(component).graph)
+    changes = {"replaced": replaced} if replaced else {}
     if not hasattr(module, "load_blob"):
-        engine: Engine = module.compile_graph(path, threads=threads)
+        engine: Engine = module.compile_graph(path, threads=threads, **changes)
         return engine
     precision = recorded_precision(bundle, component, backend)
-    if cache is None:
-        compiled: Engine = module.compile_graph(path, threads=threads, precision=precision)
+    if cache is None or replaced:
+        compiled: Engine = module.compile_graph(path, threads=threads, precision=precision, **changes)
         return compiled
     key = key_for(bundle, component, backend, precision)
 

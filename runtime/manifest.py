@@ -6,6 +6,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+Precision = Literal["fp32", "fp16", "bf16", "int8"]  # that an engine computes in; int8: of its weights
+
 
 class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -76,19 +78,20 @@ class BuiltEngine(_Strict):
     `profile` maps a free dim to its (smallest, usual, largest) size, and is empty where every size will do. `file` is a POSIX path inside
     the bundle; None: it is compiled where it runs, into the user's cache. `compared` has a parity record; `plan built` was never run, and
     `graph_parity` is that of the graph it was made from, in ONNX Runtime (None: the component's own). `device` names each GPU, spaced.
-    `tried` says which precisions were given up, and why.
+    `kept` are nodes of a float16 graph that stay float32; `tried` says which precisions were given up, and why.
     """
 
     component: str
     backend: str
     version: str
-    precision: Literal["fp32", "fp16", "bf16"]
+    precision: Precision
     device: str  # "x86_64 avx2", "sm_89"
     profile: dict[str, tuple[int, int, int]] = {}
     file: str | None = None
     state: Literal["compared", "plan built"]
     parity: Parity | None = None
     graph_parity: Parity | None = None
+    kept: list[str] = []
     tried: list[str] = []
 
 
@@ -146,6 +149,22 @@ class UpscalerCard(_Strict):
     reach: int = Field(ge=0, le=128)
 
 
+class Trial(_Strict):
+    """One engine that was tried for a component when the bundle was tuned, on the machine that built it.
+
+    `milliseconds`: of one call at the usual size, the fastest of a few; `rel_l2_error`: its worst. Both None where it was not usable, and
+    `outcome` says why; else that is `kept` or `slower`.
+    """
+
+    component: str
+    backend: str
+    precision: Precision
+    version: str
+    milliseconds: float | None = None
+    rel_l2_error: float | None = None
+    outcome: str
+
+
 class Source(_Strict):
     """Where the bundle came from: the checkpoint's folder name, the sha256 of each weight file, and the LoRAs merged into them."""
 
@@ -159,7 +178,8 @@ class Manifest(_Strict):
     """`bundle.json`. `components` keys: `text_encoder`, `unet`, `vae_decoder`, `vae_encoder`, `clip_image`, `clip_text`.
 
     `engines` are those built for other backends, `engines_end_to_end` the whole pipeline on each backend whose engines were compared,
-    `default_backend` the one to render with when none is named.
+    `default_backend` the one to render with when none is named, and `backends` says otherwise for single components: the fastest of what
+    `tuned` lists.
     `files` lists every file of the bundle but `bundle.json` itself: POSIX path → sha256.
     `native_size` is (height, width) in pixels of what the VAE decoder makes at the checkpoint's sample size;
     `output_size` the size delivered when the request names none (a larger one is reached by Lanczos resampling).
@@ -176,6 +196,8 @@ class Manifest(_Strict):
     engines: list[BuiltEngine] = []
     engines_end_to_end: dict[str, EndToEnd] = {}
     default_backend: str = "onnxruntime"
+    backends: dict[str, str] = {}
+    tuned: list[Trial] = []
     native_size: tuple[int, int]
     output_size: tuple[int, int]
     latent_channels: int

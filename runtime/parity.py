@@ -11,9 +11,21 @@ from platemark.errors import ParityError
 from platemark.runtime.engine import Array, Engine
 from platemark.runtime.manifest import Comparison, Parity
 
-# Relative L2 error, ‖a−b‖/‖b‖, that an engine may have by the precision it computes in. fp32 leaves room for another order of
-# summation; fp16 and bf16 for a mantissa of 10 and 7 bits through some hundred layers (measured in SD 1.5's UNet: 2.3e-2 in bf16).
-BOUNDS: dict[str, float] = {"fp32": 1e-4, "fp16": 1e-2, "bf16": 5e-2}
+
+@dataclass(frozen=True)
+class Bound:
+    """How far engines of a precision may be off: relative L2 error ‖a−b‖/‖b‖ of a component, and PSNR in dB of the whole pipeline's
+    picture in [0, 1], against the reference in float32."""
+
+    rel_l2: float
+    psnr: float
+
+
+# By the precision that is computed in. fp32 leaves room for another order of summation; fp16 and bf16 for a mantissa of 10 and 7 bits
+# through some hundred layers (measured in SD 1.5's UNet: 2.3e-2 in bf16); int8 are weights of 8 bits, one scale a channel, computed in
+# float32 (measured there: 1.0e-2). A thousandth of the range is 60 dB, 8-bit rounding alone 59.
+PRECISIONS = {"fp32": Bound(1e-4, 60.0), "fp16": Bound(1e-2, 40.0), "bf16": Bound(5e-2, 35.0), "int8": Bound(5e-2, 30.0)}
+BOUNDS = {name: bound.rel_l2 for name, bound in PRECISIONS.items()}
 _REMEDY = "build again; if it fails again, the weights changed during the build or this engine computes wrongly: report it"
 
 

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -25,7 +26,7 @@ from platemark.runtime.bundle import Bundle
 from platemark.runtime.codec import Codec
 from platemark.runtime.denoise import Control, OnStep, denoise
 from platemark.runtime.engine import Engine
-from platemark.runtime.engines import opener
+from platemark.runtime.engines import Weights, opener
 from platemark.runtime.launch import launch
 from platemark.runtime.manifest import TiledDecode
 from platemark.runtime.memory import MemoryPlan, Widths, left, plan_memory
@@ -101,6 +102,8 @@ class Pipeline:
         self._memory_budget = memory_budget
         self.engines: dict[str, Engine] = dict(engines or {})
         self._compile = compile_graph
+        self._loads: Callable[..., Pipeline] | None = None
+        self._weights: Weights = {}
         self._locks = {name: Lock() for name in bundle.manifest.components}
         self._prompts = PromptEncoder(_read_tokenizer(bundle), self._hidden)
         self._scheduler_config = _read_scheduler_config(bundle)
@@ -119,16 +122,31 @@ class Pipeline:
         threads: int | None = None,
         cache: Path | None = None,
         memory_budget: int | None = None,
+        weights: Weights | None = None,
     ) -> Pipeline:
-        """Prepares a bundle for a backend (`backends.names()`; None: the one it was built for); engines are compiled when first needed,
+        """Prepares a bundle for a backend (`backends.names()`; None: those it was built for); engines are compiled when first needed,
         or by `warm_up`.
 
         `threads`: for one operator; None lets the backend choose. `cache`: the folder in which compiled engines are kept; None keeps none.
         `memory_budget`: bytes that the process may hold; None: what the system has left.
+        `weights`: values that single weights have instead (see `optimize.lora_swap`).
         Raises `BundleError`, and `InputError` for a backend that is unknown or renders nothing.
         """
-        compile_graph = opener(bundle, backend or bundle.manifest.default_backend, cache=cache, threads=threads)
-        return cls(bundle, compile_graph, memory_budget=memory_budget)
+        loaded = cls(bundle, opener(bundle, backend, cache=cache, threads=threads, weights=weights), memory_budget=memory_budget)
+        loaded._loads = partial(cls.load, bundle, backend, threads=threads, cache=cache, memory_budget=memory_budget)
+        loaded._weights = weights or {}
+        return loaded
+
+    def with_weights(self, weights: Weights) -> Pipeline:
+        """A pipeline of the same bundle and backend whose weights have these values instead; none: the bundle's own.
+
+        This one stays as it is, so that requests under way keep their weights. Networks that neither changes share their engines.
+        """
+        if self._loads is None:
+            raise InputError("this pipeline was given its engines", "load it with `Pipeline.load`")
+        other = self._loads(weights=weights)
+        other.engines.update({name: engine for name, engine in self.engines.items() if name not in weights and name not in self._weights})
+        return other
 
     def engine(self, component: str) -> Engine:
         """The component's engine, compiled once. Raises `BundleError` (no such component) and `EngineError`."""

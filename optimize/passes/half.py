@@ -23,8 +23,8 @@ _FIXED = dict.fromkeys(("Shape", "Size", "ArgMax", "ArgMin", "NonZero"), int(Ten
 def to_half(model: onnx.ModelProto, keep: Collection[str] = ()) -> int:
     """Casts in place; `keep` names nodes that stay float32. Returns the number of nodes that compute in float16."""
     graph = model.graph
-    floats = _float_values(graph)
-    constant = _constant_values(graph)
+    floats = float_values(graph)
+    constant = constant_values(graph)
     kept = {*keep, *_leading_to_sensitive(graph)}
     casts = _Casts(graph, floats, constant)
     nodes: list[onnx.NodeProto] = [node for port in graph.input if port.name in floats for node in casts.narrow(port.name)]
@@ -110,7 +110,7 @@ def _set_to(cast: onnx.NodeProto, kind: int) -> None:
             attribute.i = kind
 
 
-def _float_values(graph: onnx.GraphProto) -> set[str]:
+def float_values(graph: onnx.GraphProto) -> set[str]:
     """Every value of the graph that is float32. (onnx's own inference stops at GroupNormalization.)"""
     kinds = {port.name: port.type.tensor_type.elem_type for port in graph.input}
     kinds |= {tensor.name: tensor.data_type for tensor in graph.initializer}
@@ -130,7 +130,7 @@ def _kind(node: onnx.NodeProto, kinds: dict[str, int]) -> int:
     return kinds[node.input[1 if node.op_type in ("Where", "CastLike") else 0]]
 
 
-def _constant_values(graph: onnx.GraphProto) -> set[str]:
+def constant_values(graph: onnx.GraphProto) -> set[str]:
     """Every value that depends on no input."""
     found = {tensor.name for tensor in graph.initializer} | {""}
     for node in graph.node:

@@ -24,6 +24,7 @@ _TYPES = {
     "tensor(uint8)": np.uint8,
     "tensor(bool)": np.bool_,
 }
+_BFLOAT16 = 16  # onnx.TensorProto.BFLOAT16
 _LOG_ERRORS_ONLY = 3
 # Up to here, fusions and blocked layouts take longer to make than they save: the embedded UNet (22 MiB) loaded in 0.19 s instead of
 # 0.37 s and ran as fast (25 ms a step, AVX2, two cores, ONNX Runtime 1.32).
@@ -31,9 +32,10 @@ _SMALL = 64 << 20  # bytes of weights
 _REMEDY = "rebuild the bundle with `platemark build`; `platemark doctor` shows what this machine can run"
 
 
-def compile_graph(path: Path, *, threads: int | None = None) -> OnnxRuntimeEngine:
+def compile_graph(path: Path, *, threads: int | None = None, replaced: Mapping[str, Array] | None = None) -> OnnxRuntimeEngine:
     """Compiles the ONNX file for the CPU. `threads` for one operator; None: one a physical core.
 
+    `replaced`: values that stored weights have instead, by their names, in their stored type (bfloat16 as uint16) and shape.
     Raises `EngineError` where the graph or its weights cannot be loaded, naming file and cause.
     """
     import onnxruntime  # type: ignore[import-untyped]
@@ -45,10 +47,22 @@ def compile_graph(path: Path, *, threads: int | None = None) -> OnnxRuntimeEngin
     if threads is not None:
         options.intra_op_num_threads = threads
     try:
+        if replaced:
+            values = {name: _typed(value) for name, value in replaced.items()}
+            # (`add_initializer` leaves external weights as they are, and says nothing.)
+            options.add_external_initializers(list(values), list(values.values()))
         session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except _failures() as error:
         raise EngineError(f"ONNX Runtime cannot load {path.name}: {_one_line(error)}", _REMEDY) from error
     return OnnxRuntimeEngine(path.name, session)
+
+
+def _typed(value: Array) -> Any:
+    from onnxruntime import OrtValue
+
+    if value.dtype == np.uint16:
+        return OrtValue.ortvalue_from_numpy_with_onnx_type(np.ascontiguousarray(value), _BFLOAT16)
+    return OrtValue.ortvalue_from_numpy(np.ascontiguousarray(value))
 
 
 def _is_small(path: Path) -> bool:

@@ -1,6 +1,6 @@
 """OpenVINO on the CPU: compiles a graph whose weights lie in the safetensors files beside it, and keeps the result in the user's cache.
 
-Computes in float32, or in bfloat16 where the CPU has it. Knows nothing about what a graph is for.
+Computes in float32, in bfloat16 where the CPU has it, or in float32 with weights of 8 bits. Knows nothing about what a graph is for.
 """
 
 from __future__ import annotations
@@ -20,9 +20,10 @@ import numpy as np
 from platemark.errors import EngineError, InputError, MissingExtra
 from platemark.runtime import devices
 from platemark.runtime.engine import Array, TensorSpec, check_inputs
+from platemark.runtime.openvino_int8 import narrow_weights
 
-PRECISIONS = ("fp32", "bf16")
-_HINTS = {"fp32": "f32", "bf16": "bf16"}
+PRECISIONS = ("fp32", "bf16", "int8")
+_HINTS = {"fp32": "f32", "bf16": "bf16", "int8": "f32"}  # int8: of the weights
 _REMEDY = "use `--backend onnxruntime`, or rebuild the bundle with `platemark build`"
 # The bindings set up their numpy side inside whichever call comes first, and two threads there wait for each other for ever (2026.4.1:
 # a C++ static's guard against the interpreter's lock). So engines are made in turns; running them needs no lock.
@@ -31,8 +32,12 @@ _UNTOUCHED = 0x7FC0BEEF  # a NaN that no arithmetic gives
 _FAILURES = (RuntimeError, ValueError, TypeError, OSError, MemoryError)
 
 
-def compile_graph(path: Path, *, threads: int | None = None, precision: str = "fp32") -> OpenVinoEngine:
+def compile_graph(
+    path: Path, *, threads: int | None = None, precision: str = "fp32", replaced: Mapping[str, Array] | None = None
+) -> OpenVinoEngine:
     """Compiles the ONNX file for this CPU. `threads` in all; None lets the library choose.
+
+    `replaced`: values that stored weights have instead, by their names, in their stored type (bfloat16 as uint16) and shape.
 
     Raises `EngineError` where the graph or its weights cannot be loaded, naming file and cause; `InputError` for a precision that this
     CPU does not have; `MissingExtra`.
@@ -40,10 +45,33 @@ def compile_graph(path: Path, *, threads: int | None = None, precision: str = "f
     settings = _settings(threads, precision)
     with _ONE_AT_A_TIME:
         try:
-            compiled = _core().compile_model(_core().read_model(str(path)), "CPU", settings)
+            model = _core().read_model(str(path))
+            _replace(model, replaced or {})
+            if precision == "int8":
+                narrow_weights(model)
+            compiled = _core().compile_model(model, "CPU", settings)
         except _FAILURES as error:
             raise EngineError(f"OpenVINO cannot load {path.name}: {_one_line(error)}", _REMEDY) from error
         return OpenVinoEngine(path.name, compiled)
+
+
+def _replace(model: Any, values: Mapping[str, Array]) -> None:
+    """Puts values in place of the constants of these names. Raises `ValueError` where the graph has no such constant."""
+    library, found = _library(), set[str]()
+    ops = importlib.import_module("openvino.opset13")
+    for node in list(model.get_ordered_ops()):
+        name = node.get_friendly_name()
+        if node.get_type_name() != "Constant" or name not in values:
+            continue
+        value = np.ascontiguousarray(values[name])
+        narrow = library.Tensor(value, list(value.shape), library.Type.bf16) if value.dtype == np.uint16 else value
+        made = ops.constant(narrow)
+        made.set_friendly_name(name)
+        for target in list(node.output(0).get_target_inputs()):
+            target.replace_source_output(made.output(0))
+        found.add(name)
+    if missing := sorted(set(values) - found):
+        raise ValueError(f"no weight {missing[0]}")
 
 
 def load_blob(name: str, blob: bytes, *, threads: int | None = None, precision: str = "fp32") -> OpenVinoEngine:
@@ -74,7 +102,8 @@ def device() -> str:
 def check_precision(precision: str) -> None:
     """Raises `InputError` where this backend or this CPU cannot compute in it."""
     if precision not in PRECISIONS:
-        raise InputError(f"OpenVINO engines are {' or '.join(PRECISIONS)}, not {precision[:20]}", "choose one of them with --precision")
+        known = f"{', '.join(PRECISIONS[:-1])} or {PRECISIONS[-1]}"
+        raise InputError(f"OpenVINO engines are {known}, not {precision[:20]}", "choose one of them with --precision")
     if precision == "bf16" and "BF16" not in _core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
         raise InputError(
             f"this CPU ({devices.cpu()}) has no bfloat16 arithmetic", "build with --precision fp32, or on a CPU with AVX512-BF16 or AMX"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,9 +21,22 @@ NAME, EXTRA = "TensorRT", "tensorrt"
 _REMEDY = "build for the onnxruntime backend, or report this with the node's name"
 
 
+# What a plan can be asked to be beyond the usual, in the builder's words. A refittable plan takes new weights without a build; streamed
+# weights need not fit the GPU's memory; the compatible ones run on later versions, or on Ampere and later GPUs, and are slower.
+FEATURES = {
+    "refit": "REFIT_INDIVIDUAL",
+    "weight-streaming": "WEIGHT_STREAMING",
+    "version-compatible": "VERSION_COMPATIBLE",
+    "hardware-compatible": "AMPERE_PLUS",
+}
+
+
 @dataclass(frozen=True)
 class Plan:
-    """A serialized engine, never run. `inputs`: name → {dtype, shape with names for free dims}; `layers`: (name, type) before fusion."""
+    """A serialized engine, never run. `inputs`: name → {dtype, shape with names for free dims}; `layers`: (name, type) before fusion.
+
+    `features` as in `FEATURES`.
+    """
 
     data: bytes
     version: str
@@ -31,6 +44,7 @@ class Plan:
     outputs: dict[str, dict[str, Any]]
     profile: dict[str, Range]
     layers: tuple[tuple[str, str], ...]
+    features: tuple[str, ...] = ()
 
     def report(self) -> dict[str, Any]:
         """What is known of a plan that no GPU has seen, as JSON types."""
@@ -42,6 +56,7 @@ class Plan:
             "inputs": self.inputs,
             "outputs": self.outputs,
             "profile": self.profile,
+            "features": list(self.features),
             "layers_by_type": dict(sorted(kinds.items())),
             "layers": [list(layer) for layer in self.layers],
         }
@@ -82,29 +97,54 @@ def check_targets(targets: Sequence[str]) -> tuple[str, ...]:
     return (here.target,)
 
 
-def build_plan(name: str, graph: bytes, folder: Path, targets: Sequence[str], profile: Mapping[str, Range]) -> Plan:
+def check_features(wanted: Sequence[str]) -> tuple[str, ...]:
+    """The features, in order and once each. Raises `InputError` for one that is none."""
+    return checked_features(wanted, FEATURES, NAME)
+
+
+def checked_features(wanted: Sequence[str], known: Collection[str], spoken: str) -> tuple[str, ...]:
+    """As `check_features`, of the `known` ones of the library called `spoken`."""
+    for feature in wanted:
+        if feature not in known:
+            raise InputError(f"{spoken} plans cannot be {feature[:40]!r}", f"the features here are {', '.join(known)}")
+    return tuple(feature for feature in FEATURES if feature in wanted)
+
+
+def build_plan(
+    name: str, graph: bytes, folder: Path, targets: Sequence[str], profile: Mapping[str, Range], features: Sequence[str] = ()
+) -> Plan:
     """The plan of an ONNX graph whose weights lie in `folder`. `name` is for errors; `profile` gives each free dim's range.
 
+    How long kernels took is remembered by this process, so that equal layers of the next network are not timed again.
     Raises `EngineError` (naming the node where the graph cannot be taken), `InputError` (a range is missing or impossible),
     `MissingExtra`.
     """
-    return build_with(library(), NAME, name, graph, folder, check_targets(targets), profile)
+    wanted = Wanted(check_targets(targets), profile, check_features(features), _TIMINGS)
+    return build_with(library(), NAME, name, graph, folder, wanted)
 
 
-def build_with(trt: Any, spoken: str, name: str, graph: bytes, folder: Path, targets: Sequence[str], profile: Mapping[str, Range]) -> Plan:
+@dataclass(frozen=True)
+class Wanted:
+    """What a plan is for. `timings`: kernel timings of earlier builds, taken and given back; None where the library keeps none."""
+
+    targets: Sequence[str]
+    profile: Mapping[str, Range]
+    features: tuple[str, ...] = ()
+    timings: bytearray | None = None
+
+
+_TIMINGS = bytearray()
+
+
+def build_with(trt: Any, spoken: str, name: str, graph: bytes, folder: Path, wanted: Wanted) -> Plan:
     """As `build_plan`, with the library `trt`, called `spoken` in errors. Targets are set where the library can."""
     logger = _collector(trt)
     builder = trt.Builder(logger)
     network = builder.create_network(0)
     _parse(trt, logger, network, f"{spoken} cannot take {name}", graph, folder)
     allow_unfused_attention(trt, network)
-    config = builder.create_builder_config()
-    config.clear_flag(trt.BuilderFlag.TF32)  # ten bits of mantissa are not fp32
-    if hasattr(config, "set_compute_capability"):
-        config.num_compute_capabilities = len(targets)
-        for index, target in enumerate(targets):
-            config.set_compute_capability(getattr(trt.ComputeCapability, target.replace("_", "").upper()), index)
-    ranges = _add_profile(builder, config, network, name, profile)
+    config = _config(trt, builder, wanted)
+    ranges = _add_profile(builder, config, network, name, wanted.profile)
     inputs, outputs = _ports(trt, network)
     layers = tuple((layer.name, layer.type.name) for layer in map(network.get_layer, range(network.num_layers)))
     if not outputs:
@@ -112,7 +152,26 @@ def build_with(trt: Any, spoken: str, name: str, graph: bytes, folder: Path, tar
     serialized = builder.build_serialized_network(network, config)
     if serialized is None:
         raise EngineError(f"{spoken} cannot build {name}: {logger.last() or 'it gave no reason'}", _REMEDY)
-    return Plan(bytes(serialized), str(trt.__version__), inputs, outputs, ranges, layers)
+    if wanted.timings is not None:
+        wanted.timings[:] = bytes(config.get_timing_cache().serialize())
+    return Plan(bytes(serialized), str(trt.__version__), inputs, outputs, ranges, layers, wanted.features)
+
+
+def _config(trt: Any, builder: Any, wanted: Wanted) -> Any:
+    config = builder.create_builder_config()
+    config.clear_flag(trt.BuilderFlag.TF32)  # ten bits of mantissa are not fp32
+    if hasattr(config, "set_compute_capability"):
+        config.num_compute_capabilities = len(wanted.targets)
+        for index, target in enumerate(wanted.targets):
+            config.set_compute_capability(getattr(trt.ComputeCapability, target.replace("_", "").upper()), index)
+    for feature in wanted.features:
+        if feature == "hardware-compatible":
+            config.hardware_compatibility_level = getattr(trt.HardwareCompatibilityLevel, FEATURES[feature])
+        else:
+            config.set_flag(getattr(trt.BuilderFlag, FEATURES[feature]))
+    if wanted.timings is not None:
+        config.set_timing_cache(config.create_timing_cache(bytes(wanted.timings)), ignore_mismatch=True)
+    return config
 
 
 def _parse(trt: Any, logger: Any, network: Any, failed: str, graph: bytes, folder: Path) -> None:

@@ -14,9 +14,10 @@ from typing import Any
 from platemark.errors import EngineError, InputError
 from platemark.runtime import devices
 from platemark.runtime.backends import tensorrt
-from platemark.runtime.backends.tensorrt import Plan, Range
+from platemark.runtime.backends.tensorrt import Plan, Range, Wanted
 
 NAME, EXTRA = "TensorRT-RTX", "tensorrt-rtx"
+_FEATURES = ("refit", "weight-streaming")
 # The start of a plan as release 1.7 writes it (observed; NVIDIA does not publish the format): magic, 12 bytes, the plan's length,
 # then major, minor, patch and build number, one byte each.
 _MAGIC, _LENGTH, _VERSION = b"vtrt", slice(16, 24), slice(24, 28)
@@ -52,9 +53,18 @@ def check_targets(wanted: Sequence[str]) -> tuple[str, ...]:
     return tuple(sorted(set(wanted), key=known.index))
 
 
-def build_plan(name: str, graph: bytes, folder: Path, targets: Sequence[str], profile: Mapping[str, Range]) -> Plan:
-    """As `tensorrt.build_plan`, for GPUs that need not be here; the plan's header is checked."""
-    plan = tensorrt.build_with(library(), NAME, name, graph, folder, check_targets(targets), profile)
+def check_features(wanted: Sequence[str]) -> tuple[str, ...]:
+    """As `tensorrt.check_features`: a plan for several versions needs a library that is not among NVIDIA's packages for this one, and one
+    for several GPUs names them as targets."""
+    return tensorrt.checked_features(wanted, _FEATURES, NAME)
+
+
+def build_plan(
+    name: str, graph: bytes, folder: Path, targets: Sequence[str], profile: Mapping[str, Range], features: Sequence[str] = ()
+) -> Plan:
+    """As `tensorrt.build_plan`, for GPUs that need not be here; the plan's header is checked. (Its timing cache does nothing since 1.2.)"""
+    wanted = Wanted(check_targets(targets), profile, check_features(features))
+    plan = tensorrt.build_with(library(), NAME, name, graph, folder, wanted)
     check_plan(name, plan.data, plan.version)
     return plan
 

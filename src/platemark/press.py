@@ -9,12 +9,12 @@ import hashlib
 import json
 import secrets
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from platemark.errors import InputError, RenderError
 from platemark.imaging import encode, to_pil
@@ -30,6 +30,7 @@ from platemark.rendering import Noise, Proof, Watch, anew, enlarged, proofs
 from platemark.results import FORMATS, Result
 from platemark.runtime.bundle import MANIFEST, Bundle, open_bundle
 from platemark.runtime.denoise import Control
+from platemark.runtime.manifest import MergedLora
 from platemark.runtime.pipeline import Pipeline
 from platemark.runtime.request import GenerationRequest, UpscaleRequest
 from platemark.runtime.upscale import COMPONENT as UPSCALER
@@ -42,6 +43,10 @@ from platemark.safety.policy import load_policy
 from platemark.safety.policy_model import Policy
 from platemark.stamping import stamp_rules
 
+if TYPE_CHECKING:
+    from platemark.optimize.lora import Lora
+    from platemark.optimize.lora_swap import Swap
+
 __all__ = ["FORMATS", "Control", "Press", "Result", "Watch", "engine_cache", "gate_for", "load"]
 
 Observer = Callable[[str], None]
@@ -50,9 +55,20 @@ Observer = Callable[[str], None]
 class Press:
     """A loaded bundle with its gate and its stamp. Safe to share between threads; everything of a request is local to the call."""
 
-    def __init__(self, pipeline: Pipeline, gate: Gate, stamp: Stamp) -> None:
+    def __init__(self, pipeline: Pipeline, gate: Gate, stamp: Stamp, loras: Sequence[MergedLora] = ()) -> None:
         self.pipeline, self.gate, self.stamp = pipeline, gate, stamp
+        self.loras = tuple(loras)
         self.log = AuditLog(stamp.home, gate.policy.audit)
+
+    def with_loras(self, loras: Sequence[Lora]) -> Press:
+        """A press whose weights have these LoRAs, and none that this one has; none: the bundle's own weights, bit for bit.
+
+        This press stays as it is. Gate and stamp are shared. Raises `CheckpointError`, `InputError` (nothing of one fits the bundle).
+        """
+        from platemark.optimize.lora_swap import swap
+
+        swapped = swap(self.pipeline.bundle, loras)
+        return Press(self.pipeline.with_weights(swapped.weights), self.gate, self.stamp, swapped.reports)
 
     def generate(
         self,
@@ -216,20 +232,21 @@ class Press:
         stamped = self.stamp.apply(delivered, facts, proof.content_id, file_format, parent=parent, on_stage=say)
         timings["stamp"] = _since(began)
         say("release")
-        notes = (*proof.notes, *_unchecked(decision), *stamped.notes)
+        notes = (*proof.notes, *_lost(self.loras), *_unchecked(decision), *stamped.notes)
         return Result(to_pil(stamped.pixels), stamped.data, file_format, seed, decision, stamped.record, timings, notes)
 
     def _facts(self, proof: Proof, decision: Decision) -> Facts:
         bundle, request = self.pipeline.bundle, proof.request
         name, sha256, filtered = self._model(request)
+        settings = request.settings() | ({} if request.upscale == 1 else {"upscale": f"{request.upscale} {filtered}"}) | _named(self.loras)
         brought = [] if request.image is None else [hashlib.sha256(request.image.tobytes()).hexdigest()]
         return Facts(
             model_name=name,
             model_sha256=sha256,
             bundle_sha256=bundle.sha256,
             seed=request.seed,
-            request_hmac=self.stamp.request_hmac([request.prompt, request.negative_prompt, repr(request.settings()), *brought]),
-            settings=request.settings() | ({} if request.upscale == 1 else {"upscale": f"{request.upscale} {filtered}"}),
+            request_hmac=self.stamp.request_hmac([request.prompt, request.negative_prompt, repr(settings), *brought]),
+            settings=settings,
             resampled_from=proof.resampled_from,
             resampled_by=filtered,
             decision=decision.for_record(),
@@ -267,12 +284,14 @@ def load(
     home: str | Path | None = None,
     backend: str | None = None,
     memory_budget: int | None = None,
+    loras: Sequence[Lora] = (),
 ) -> Press:
     """Opens a bundle (None: the embedded emoji model) with a policy (a preset's name or a TOML file; None: `standard`).
 
     `backend`: what computes (`runtime.backends.names()`); None: the one that the bundle was built for.
     `memory_budget`: bytes that the process may hold (None: what the system has left); a request that would take more is refused, or its
     pictures are decoded in tiles.
+    `loras` (`optimize.lora.Lora`) change the weights while this press lives: see `Press.with_loras`.
     `home` is the state folder (keys, registry, audit log, compiled engines); None: `$PLATEMARK_HOME`, else the platform's user data folder.
     Raises `BundleError`, `PolicyError`, `SafetyUnavailable` (the policy needs a check that this bundle cannot have),
     `ProvenanceUnavailable` (keys expired or unreadable).
@@ -281,12 +300,22 @@ def load(
     rules = load_policy(policy)
     place = Path(home) if home is not None else default_home()
     make_private(place)  # before anything else makes it, so that it is its owner's alone
-    pipeline = Pipeline.load(opened, backend, cache=engine_cache(place), memory_budget=memory_budget)
+    swapped = _swapped(opened, loras)
+    changed = swapped.weights if swapped else None
+    pipeline = Pipeline.load(opened, backend, cache=engine_cache(place), memory_budget=memory_budget, weights=changed)
     with ThreadPoolExecutor(2) as pool:  # engines compile without the interpreter lock, so the three overlap
         stamp = pool.submit(open_stamp, place, rules=stamp_rules(rules.provenance))
         gate = pool.submit(gate_for, opened, rules, place)
         pipeline.compile()
-        return Press(pipeline, gate.result(), stamp.result())
+        return Press(pipeline, gate.result(), stamp.result(), swapped.reports if swapped else ())
+
+
+def _swapped(bundle: Bundle, loras: Sequence[Lora]) -> Swap | None:
+    if not loras:
+        return None
+    from platemark.optimize.lora_swap import swap
+
+    return swap(bundle, loras)
 
 
 def engine_cache(home: Path) -> Path:
@@ -307,6 +336,16 @@ def gate_for(bundle: Bundle, policy: Policy, home: Path) -> Gate:
 def _check_format(file_format: str) -> None:
     if file_format not in FORMATS.values():
         raise InputError(f"cannot write the format {str(file_format)[:20]!r}", f"use {', '.join(dict.fromkeys(FORMATS.values()))}")
+
+
+def _named(loras: Sequence[MergedLora]) -> dict[str, str]:
+    """The LoRAs as a record holds them: file, scale and the start of the file's SHA-256."""
+    return {"loras": ", ".join(f"{one.file}:{one.scale:g} ({one.sha256[:12]})" for one in loras)} if loras else {}
+
+
+def _lost(loras: Sequence[MergedLora]) -> tuple[str, ...]:
+    """In a sentence each, what of a LoRA this bundle has no place for."""
+    return tuple(f"{one.file}: {one.applied} weights changed, no place for {', '.join(one.unmatched)}" for one in loras if one.unmatched)
 
 
 def _unchecked(decision: Decision) -> tuple[str, ...]:

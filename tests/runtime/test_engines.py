@@ -187,7 +187,7 @@ def test_no_bf16_on_a_cpu_without(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(openvino, "_core", Core)
     with pytest.raises(InputError, match="no bfloat16"):
         openvino.check_precision("bf16")
-    with pytest.raises(InputError, match="fp32 or bf16"):
+    with pytest.raises(InputError, match="fp32, bf16 or int8"):
         openvino.check_precision("fp16")
 
 

@@ -85,6 +85,38 @@ def test_sm_90_is_refused_and_the_native_backend_named(rtx: Any) -> None:
         tensorrt_rtx.check_targets([])
 
 
+@pytest.mark.parametrize("feature", ["refit", "weight-streaming"])
+def test_features_are_built_into_the_plan_and_reported(rtx: Any, miniature: Path, feature: str) -> None:
+    graph = (miniature / "vae" / "model.onnx").read_bytes()
+    plans = [tensorrt_rtx.build_plan("net", graph, miniature / "vae", ("sm_89",), PROFILE, wanted) for wanted in ((), (feature,))]
+    assert [plan.report()["features"] for plan in plans] == [[], [feature]]
+    assert (len(plans[1].data) > len(plans[0].data)) == (feature == "refit")  # names of weights; streaming changes how they are loaded
+    tensorrt_rtx.check_plan("net", plans[1].data, plans[1].version)
+
+
+def test_features_that_a_library_does_not_have_are_refused(rtx: Any) -> None:
+    assert tensorrt.check_features(["hardware-compatible", "refit", "refit"]) == ("refit", "hardware-compatible")
+    with pytest.raises(InputError, match="TensorRT plans cannot be 'magic'"):
+        tensorrt.check_features(["magic"])
+    with pytest.raises(InputError, match="TensorRT-RTX plans cannot be 'version-compatible'") as caught:
+        tensorrt_rtx.check_features(["version-compatible"])
+    assert "refit, weight-streaming" in caught.value.remedy
+
+
+def test_the_shared_code_takes_a_timing_cache_and_gives_it_back(rtx: Any, miniature: Path) -> None:
+    """Through the RTX library, which has the calls and does nothing in them; what they bring shows with the native one alone."""
+    import warnings
+
+    timings = bytearray()
+    graph = (miniature / "vae" / "model.onnx").read_bytes()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # it says that they are no-ops
+        wanted = tensorrt.Wanted(("sm_89",), PROFILE, (), timings)
+        assert tensorrt.build_with(rtx, "RTX", "net", graph, miniature / "vae", wanted).data
+        assert len(timings) > 0
+        assert tensorrt.build_with(rtx, "RTX", "net", graph, miniature / "vae", wanted).data
+
+
 def test_missing_and_disordered_sizes_name_the_dim(rtx: Any, miniature: Path) -> None:
     graph = (miniature / "vae" / "model.onnx").read_bytes()
     with pytest.raises(InputError, match="'height'"):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,8 +14,10 @@ from platemark.cli.output import emit, json_option, progress, say, spelled
 from platemark.errors import InputError, MissingExtra
 
 if TYPE_CHECKING:
-    from platemark.runtime.manifest import BuiltEngine
+    from platemark.optimize.plan import Plan
+    from platemark.runtime.manifest import BuiltEngine, Trial
 
+PRECISIONS = ("fp32", "fp16", "bf16", "int8")
 NO_CLIP = "no CLIP: rebuild with --clip, or no preset policy can look for concepts in its pictures"
 
 
@@ -26,7 +30,9 @@ NO_CLIP = "no CLIP: rebuild with --clip, or no preset policy can look for concep
 @click.option("--clip-precision", type=click.Choice(["fp32", "int8"]), help="Of the CLIP exported alone. [default: fp32]")
 @click.option("--clip-domain", metavar="NAME", help="What pictures the CLIP knows. [default: its config's, else general]")
 @click.option("--backend", metavar="NAME", help="Engines beyond the portable graphs: openvino, tensorrt-rtx or tensorrt.")
-@click.option("--precision", type=click.Choice(["fp32", "fp16", "bf16"]), default="fp32", show_default=True, help="Of those engines.")
+@click.option(
+    "--precision", type=click.Choice(["fp32", "fp16", "bf16", "int8"]), default="fp32", show_default=True, help="Of those engines."
+)
 @click.option("--target", "targets", metavar="SM", multiple=True, help="A GPU that plans are for, as sm_89; several in one plan.")
 @click.option(
     "--profile",
@@ -35,9 +41,14 @@ NO_CLIP = "no CLIP: rebuild with --clip, or no preset policy can look for concep
     multiple=True,
     help="Sizes that a plan is for, as unet:height=32,64,128. [default: half, native and twice the size]",
 )
+@click.option(
+    "--feature", "features", metavar="NAME", multiple=True, help="Of plans: refit, weight-streaming, version- or hardware-compatible."
+)
 @click.option("--prediction-type", metavar="NAME", help="Of a single file that does not say: epsilon, v_prediction or sample.")
 @click.option("--ema", is_flag=True, help="Of a single file: take the averaged copy of its weights.")
 @click.option("--upscaler", type=click.Path(path_type=Path), help="An ONNX super-resolution network to take into the bundle.")
+@click.option("--tune", is_flag=True, help="Time every engine that this machine can run, and keep the fastest of each network.")
+@click.option("--plan", is_flag=True, help="Say what memory, disk and time the build would take, and build nothing.")
 @click.option("--force", is_flag=True, help="Replace an existing bundle.")
 @json_option
 def command(checkpoint: Path | None, output: Path, loras: tuple[str, ...], force: bool, as_json: bool, **options: Any) -> int:
@@ -49,13 +60,9 @@ def command(checkpoint: Path | None, output: Path, loras: tuple[str, ...], force
     can name.
     """
     clip = {name: value for name, value in options.items() if name.startswith("clip")}
-    try:
-        import diffusers  # noqa: F401
-        import onnx  # noqa: F401
-        import torch  # noqa: F401
-    except ImportError as error:
-        raise MissingExtra(f"building (no module {error.name!r})", "build") from error
-    from platemark.optimize.build import build
+    if importlib.util.find_spec("onnx") is None:
+        raise MissingExtra("building (no module 'onnx')", "build")
+    from platemark.optimize.build import build, plan
     from platemark.optimize.engines import request_for
     from platemark.optimize.hub import locate
     from platemark.optimize.lora import Lora
@@ -71,12 +78,15 @@ def command(checkpoint: Path | None, output: Path, loras: tuple[str, ...], force
     if clip["clip_precision"]:
         raise InputError("--clip-precision is for a CLIP exported alone", "leave CHECKPOINT out, and name the folder in a policy")
     backend = spelled(options["backend"])
-    engines = request_for(backend, options["precision"], options["targets"], options["profiles"])
+    wanted = (options["precision"], options["targets"], options["profiles"], options["features"], options["tune"])
+    engines = request_for(backend, *wanted)
     enlarging = None if options["upscaler"] is None else examine(options["upscaler"])
+    merged = [Lora.parse(text) for text in loras]
     with progress("building") as update, _staged(clip) as folder:
-        merged = [Lora.parse(text) for text in loras]
         found = locate(checkpoint)
         reading = Reading(options["prediction_type"], options["ema"], found.origin)
+        if options["plan"]:
+            return _say_plan(plan(found.path, output, clip=folder, merges=bool(merged), engines=engines, reading=reading), as_json)
         manifest = build(found.path, output, clip=folder, loras=merged, replace=force, engines=engines, reading=reading, on_progress=update)
     manifest = manifest if enlarging is None else add_upscaler(output, enlarging)
     if as_json:
@@ -90,6 +100,8 @@ def command(checkpoint: Path | None, output: Path, loras: tuple[str, ...], force
         say(f"{engine.component:13} {engine.precision}  {engine.backend} for {engine.device}: {_proof(engine)}")
         for given_up in engine.tried:
             say(f"{'':13} given up: {given_up}")
+    for line in tuned_lines(manifest.tuned):
+        say(line)
     for backend_name, end in manifest.engines_end_to_end.items():
         say(f"end to end    {end.psnr:.1f} dB on {backend_name} (bound {end.bound_psnr:.0f} dB)")
     say(f"end to end    {manifest.end_to_end.psnr:.1f} dB against the reference (bound {manifest.end_to_end.bound_psnr:.0f} dB)")
@@ -103,6 +115,25 @@ def command(checkpoint: Path | None, output: Path, loras: tuple[str, ...], force
     if "clip_image" not in manifest.components:
         say(f"note: {NO_CLIP}")
     say(f"{output}")
+    return 0
+
+
+def tuned_lines(trials: list[Trial]) -> Iterator[str]:
+    """What was tried when a bundle was tuned, as a table."""
+    for trial in trials:
+        spent = "-" if trial.milliseconds is None else f"{trial.milliseconds:g} ms"
+        off = "" if trial.rel_l2_error is None else f"  parity {trial.rel_l2_error:.1e}"
+        yield f"{trial.component:13} {trial.backend:11} {trial.precision:5} {spent:>10}{off}  {trial.outcome}"
+
+
+def _say_plan(found: Plan, as_json: bool) -> int:
+    from platemark.optimize.plan import lines
+
+    if as_json:
+        emit(found.as_dict())
+        return 0
+    for line in lines(found):
+        say(line)
     return 0
 
 

@@ -15,6 +15,7 @@ from platemark.cli.output import emit, fail, json_option, progress, say, spelled
 from platemark.errors import InputError, PlatemarkError, PolicyBlocked
 
 if TYPE_CHECKING:
+    from platemark.optimize.lora import Lora
     from platemark.results import Result
     from platemark.runtime.denoise import Step
 
@@ -52,6 +53,9 @@ if TYPE_CHECKING:
 @click.option("--upscale", type=int, help="Deliver the picture so many times as large, 2 to 8: by the bundle's upscaler, else by Lanczos.")
 @click.option("--variation-seed", type=int, help="A second seed whose noise is mixed in.")
 @click.option("--variation-strength", type=float, help="How much of it, 0 to 1. [default: 0]")
+@click.option(
+    "--lora", "loras", multiple=True, metavar="FILE[:SCALE]", help="Change the weights by a LoRA for this call (may be repeated)."
+)
 @click.option("--policy", metavar="NAME|FILE", help="strict, standard, research, or a TOML file. [default: standard]")
 @click.option("--memory-budget", metavar="SIZE", help="What the process may hold, as in 4GiB. [default: what the system has left]")
 @click.option("--timeout", type=float, metavar="SECONDS", help="Give up a prompt whose pictures take longer.")
@@ -70,7 +74,7 @@ def command(
     budget = None if options["memory_budget"] is None else parse_bytes(options["memory_budget"])
     settings, parent = _settings(options)
     target = _Target(output, single=len(prompts) * n == 1)
-    press = load(bundle, policy=policy, backend=spelled(options["backend"]), memory_budget=budget)
+    press = load(bundle, policy=policy, backend=spelled(options["backend"]), memory_budget=budget, loras=_loras(options["loras"]))
     # Every prompt is admitted before the first is rendered: a bad one leaves nothing behind.
     starts = [seed if seed < 0 else (seed + number * n) % 2**64 for number in range(len(prompts))]
     requests = [press.admit(prompt, n=n, seed=start, **settings) for prompt, start in zip(prompts, starts, strict=True)]
@@ -89,6 +93,14 @@ def command(
     if why is not None and not as_json:
         raise why
     return why.exit_code if why is not None else 0
+
+
+def _loras(texts: tuple[str, ...]) -> list[Lora]:
+    if not texts:
+        return []
+    from platemark.optimize.lora import Lora
+
+    return [Lora.parse(text) for text in texts]
 
 
 def _nothing(results: list[Result]) -> PlatemarkError | None:

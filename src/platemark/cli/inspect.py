@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from platemark.cli.build import NO_CLIP
+from platemark.cli.build import NO_CLIP, tuned_lines
 from platemark.cli.output import emit, json_option, say
 
 
@@ -50,6 +50,8 @@ def command(bundle: Path, as_json: bool) -> int:
     for engine in others:
         verdict = "can be used here" if engine.usable else "cannot be used here"
         say(f"  {engine.component:13} {engine.backend} {engine.precision} for {engine.device}: {verdict}: {engine.why}")
+    for line in tuned_lines(manifest.tuned):
+        say(f"  {line}")
     if "clip_image" not in manifest.components:
         say(f"  note: {NO_CLIP}")
     for backend, end in {"onnxruntime": manifest.end_to_end, **manifest.engines_end_to_end}.items():
