@@ -200,11 +200,11 @@ def since(text: str) -> datetime:
 def _unfinished(walk: Walk, head: Head, folder: Path) -> Problem | None:
     """What is wrong at the end of a chain whose lines all follow each other."""
     name = segment_path(folder, head.segment).name
-    if walk.torn:
+    if walk.torn and walk.seq >= head.seq:
         torn = walk.torn[0]
         return Problem(segment_path(folder, torn.segment).name, torn.number, "torn: a writer was killed; the next record will seal it")
     if walk.seq < head.seq:
-        line = walk.last.number + 1 if walk.last and walk.last.segment == head.segment else 1
+        line = walk.last.number + (not walk.torn) if walk.last and walk.last.segment == head.segment else 1
         return Problem(name, line, f"cut short: {head.seq - walk.seq} record(s) are missing at the end")
     if walk.seq == head.seq and walk.prev != head.last:
         return Problem(name, walk.last.number if walk.last else None, "the last record is not the one that the head names: edited")

@@ -126,6 +126,17 @@ def test_a_log_that_is_not_what_was_written_refuses_to_go_on(log: AuditLog, name
     assert segment_path(log.folder, 1).read_bytes() == before
 
 
+def test_a_cut_inside_an_acknowledged_record_is_no_kill(log: AuditLog) -> None:
+    """A kill leaves half of a record that nobody was told of; here the head knows the record."""
+    segment_path(log.folder, 1).write_bytes(b"".join(CHANGES["cut inside a line"][0](fill(log, 5))))
+    assert "cut short: 2 record(s)" in str(log.verify().problem)
+    whole = b"".join(fill(AuditLog(log.folder / "other", AuditRules(enabled=True)), 5))
+    path = segment_path(log.folder / "other" / "audit", 1)
+    path.write_bytes(whole[:-5])
+    problem = AuditLog(log.folder / "other", AuditRules(enabled=True)).verify().problem
+    assert str(problem) == "audit-000001.jsonl, line 5: cut short: 1 record(s) are missing at the end"
+
+
 def test_a_missing_segment_or_head_is_found(log: AuditLog) -> None:
     fill(log, 3)
     (log.folder / HEAD).rename(log.folder / "elsewhere")
