@@ -166,7 +166,8 @@ def table(policy: str, repeats: int, overlap: bool, most: int, extras: bool) -> 
         detectors = ", ".join(press.gate.detectors)
         beside = overlap_rows(press, max(2, repeats // 2)) if overlap else []
     parts = [
-        f"Policy `{policy}`, detectors {detectors}, one check after the other; load average before: {os.getloadavg()[0]:.1f}.",
+        f"Policy `{policy}`, detectors {detectors}, one check after the other; load average before: "
+        f"{os.getloadavg()[0]:.1f} (what runs beside lengthens wall time, and by its use of the caches CPU time too).",
         "",
         "| what is checked | checks | median ms | p95 ms | max ms | p95 CPU ms | bound | median ms by detector |",
         "|---|---|---|---|---|---|---|---|",

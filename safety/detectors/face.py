@@ -2,7 +2,7 @@
 
 It was trained on photographs (WIDER FACE). A face counts from about 32 pixels a side on as the network sees it: of pictures up to 640
 pixels that is a fifteenth of the longer side. Up to 1024 pixels smaller ones are found where the look at the whole hints at them, which
-it does for most from a twenty-fifth on; larger pictures are looked at in tiles too. `training/convert_centerface.py` made the file.
+it does for most from a twentieth on; larger pictures are looked at in tiles too. `training/convert_centerface.py` made the file.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ THRESHOLD = 0.5  # from which score on a face is one; policies set their own
 FLOOR = 0.2  # below it a box is not reported at all
 STRIDE, MULTIPLE = 4, 32  # pixels a cell of the maps; what the network's sides must be multiples of
 _WHOLE, _GROW = 480, 2.0  # longer side of the look at the whole picture; how much a small picture may grow
-_WIDE = 608  # the same for pictures from `_SMALL` to `_MEDIUM`, where a face is small in the whole
+_WIDE = 544  # the same for pictures from `_SMALL` to `_MEDIUM`, where a face is small in the whole
 _COARSE = (224, 160)  # of further looks, for faces that fill the picture: at 480 they score lower than at half and a third of it
 _SMALL = 640  # pictures with no longer side get by with these looks
 _MEDIUM = 1024  # those up to here are looked at closely where a look at the whole hints at a face; larger ones in tiles, all over
