@@ -74,8 +74,8 @@ def _write_random(path: Path, shapes: dict[str, tuple[int, ...]]) -> None:
 
 def part_and_spec(root: Path, component: str) -> tuple[Any, Any]:
     """The component's folder, and its spec as a whole SD 1.5 checkpoint would have it."""
-    from platemark.optimize.export import FLOAT, INT, Spec
     from platemark.optimize.parts import Part
+    from platemark.optimize.specs import FLOAT, INT, Spec
     from platemark.optimize.weights import read_header
     from platemark.runtime.engine import TensorSpec
 

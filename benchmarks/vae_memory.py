@@ -35,8 +35,9 @@ def export(folder: Path, width: int) -> None:
     import torch
     from diffusers import AutoencoderKL
 
-    from platemark.optimize.export import FLOAT, Spec, TensorSpec, export_graph
+    from platemark.optimize.export import TensorSpec, export_graph
     from platemark.optimize.modules import VaeDecoder
+    from platemark.optimize.specs import FLOAT, Spec
 
     torch.manual_seed(0)
     kinds = {"down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4}

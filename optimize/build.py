@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from platemark.errors import InputError, MissingExtra
-from platemark.optimize.checkpoint import Checkpoint, open_checkpoint, open_clip_folder
+from platemark.optimize.checkpoint import Added, Checkpoint, added_parts, open_checkpoint
+from platemark.optimize.fit import family_of, kinds_of
 from platemark.optimize.lora import Lora, merge
 from platemark.optimize.parts import Part
 from platemark.optimize.settings import SETTINGS, Settings
@@ -38,7 +39,7 @@ def build(
     out: Path,
     *,
     settings: Mapping[str, Any] | None = None,
-    clip: Path | None = None,
+    added: Added | None = None,
     loras: Sequence[Lora] = (),
     replace: bool = False,
     engines: EngineRequest | None = None,
@@ -50,8 +51,8 @@ def build(
     `checkpoint`: a diffusers folder, or one `.safetensors` file as web UIs ship it, which is read as `reading` says.
     `out == checkpoint` builds in place: graphs and `bundle.json` go beside the weights, each file atomically; an old `bundle.json` goes
     first and the new one comes last, so a build killed in between leaves a folder without one: run it again.
-    `clip`: a folder in open_clip's local-dir format, taken instead of the checkpoint's own `clip/` (see `optimize.clip.stage_clip` for
-    other open_clip models). Without either the bundle has no `clip_image`, and no concepts can be looked for in its pictures: callers
+    `added`: networks taken instead of the checkpoint's own, or beside them (see `optimize.clip_source.stage_clip` for open_clip models that
+    are no folder). Without a CLIP the bundle has no `clip_image`, and no concepts can be looked for in its pictures: callers
     should say so. A checkpoint's `safety_checker/` becomes the component `safety_checker`.
     `loras` are merged into the weights first; the manifest's source says what each of them did.
     `engines` asks for another backend's engines as well: compared with the same recordings where they run here, then rendered with by
@@ -71,13 +72,13 @@ def build(
 
     request = _checked(engines) if engines is not None else None
     reading = reading or Reading()
-    single, opened = _read(checkpoint, clip, reading)
+    single, opened = _read(checkpoint, added, reading)
     name = single.path.stem if single is not None else _named(checkpoint, reading.origin)
     chosen = _settings(name, opened.settings if opened is not None else Settings(), settings or {})
     out = out.resolve()
     in_place = out == checkpoint.resolve()
-    if in_place and (loras or single):
-        raise InputError("the checkpoint would be lost: neither a file nor LoRAs go in place", "name another output folder")
+    if in_place and (loras or single or added):
+        raise InputError("the checkpoint would be lost: no file, LoRAs or added networks go in place", "name another output folder")
     if opened is not None:
         check_fits(make_plan(opened, out, request, bool(loras)), request)
     with stage_for(out, in_place=in_place, replace=replace, resume=True) as stage:
@@ -85,15 +86,14 @@ def build(
             shutil.rmtree(stage / folder, ignore_errors=True)
         if opened is None:
             assert single is not None
-            opened = _unpacked(single, stage, clip)
+            opened = _unpacked(single, stage, added)
             check_fits(make_plan(opened, out, request, bool(loras)), request)
         merged = stage / _MERGED / opened.root.resolve().name
         merges = merge(opened, loras, merged) if loras else []
-        opened = open_checkpoint(merged, clip) if loras else opened
-        take = copy_file if single is None else link_file
-        copied = {target: take(source, stage / target) for target, source in opened.files()}
+        opened = open_checkpoint(merged, added) if loras else opened
+        copied = {target: _take(source, stage, target) for target, source in opened.files()}
         origin = single.origin() if single else reading.origin
-        work = Work(opened, clip, stage, copied, chosen, loras=merges, request=request, origin=origin)
+        work = Work(opened, added or Added(), stage, copied, chosen, loras=merges, request=request, origin=origin)
         manifest = make_manifest(work, on_progress or (lambda *step: None))
         write_file(stage / MANIFEST, json_file(manifest.model_dump(mode="json")))
         if in_place:
@@ -108,7 +108,7 @@ def plan(
     checkpoint: Path,
     out: Path,
     *,
-    clip: Path | None = None,
+    added: Added | None = None,
     merges: bool = False,
     engines: EngineRequest | None = None,
     reading: Reading | None = None,
@@ -120,23 +120,23 @@ def plan(
     _require_extra()
     from platemark.optimize.plan import make_plan
 
-    single, opened = _read(checkpoint, clip, reading or Reading())
-    seen = opened if single is None else _preview(single, clip)
+    single, opened = _read(checkpoint, added, reading or Reading())
+    seen = opened if single is None else _preview(single, added or Added())
     assert seen is not None
     return make_plan(seen, out, _checked(engines) if engines is not None else None, merges)
 
 
-def _preview(single: SingleFile, clip: Path | None) -> Checkpoint:
+def _preview(single: SingleFile, added: Added) -> Checkpoint:
     """The checkpoint that a single file will be unpacked to, as far as its configs and tensors go."""
-    parts = {}
+    family = family_of(single.index)
+    parts, kinds = {}, kinds_of(single.index, family)
     for name, planned in single.parts.items():
         tensors = {
             piece.name: StoredTensor(piece.name, piece.source.dtype, piece.shape, single.path, 0, piece.length) for piece in planned.pieces
         }
-        parts[name] = Part(name, single.path.parent, planned.config, (single.path,), tensors)
-    if clip is not None:
-        parts["clip"] = open_clip_folder(clip)
-    return Checkpoint(single.path.parent, single.index, parts, single.scheduler, Settings())
+        parts[name] = Part(name, kinds.get(name, ""), single.path.parent, planned.config, (single.path,), tensors)
+    parts |= added_parts(added)
+    return Checkpoint(single.path.parent, single.index, family, parts, single.scheduler, Settings())
 
 
 def _require_extra() -> None:
@@ -152,13 +152,13 @@ def _checked(request: EngineRequest) -> EngineRequest:
     return checked(request)
 
 
-def _read(checkpoint: Path, clip: Path | None, reading: Reading) -> tuple[SingleFile | None, Checkpoint | None]:
+def _read(checkpoint: Path, added: Added | None, reading: Reading) -> tuple[SingleFile | None, Checkpoint | None]:
     """The checkpoint as one file or as a folder, refused here where it cannot be built from."""
     if is_single_file(checkpoint):
         return read_single_file(checkpoint, reading), None
     if reading.prediction_type is not None or reading.ema:
         raise InputError("a prediction type or --ema says how to read one file, and this is a folder", "leave it out: the folder says it")
-    return None, open_checkpoint(checkpoint, clip)
+    return None, open_checkpoint(checkpoint, added)
 
 
 def _named(folder: Path, origin: Origin | None) -> str:
@@ -166,10 +166,16 @@ def _named(folder: Path, origin: Origin | None) -> str:
     return folder.resolve().name if origin is None else origin.name.split("/")[-1]
 
 
-def _unpacked(single: SingleFile, stage: Path, clip: Path | None) -> Checkpoint:
+def _unpacked(single: SingleFile, stage: Path, added: Added | None) -> Checkpoint:
     folder = stage / _UNPACKED / single.path.stem
     write_folder(single, folder)
-    return open_checkpoint(folder, clip)
+    return open_checkpoint(folder, added)
+
+
+def _take(source: Path, stage: Path, target: str) -> str:
+    """A file of the bundle: its SHA-256. What was made for this build is not written twice; what is anybody else's is copied."""
+    own = source.resolve().is_relative_to(stage)
+    return (link_file if own else copy_file)(source, stage / target)
 
 
 def _settings(name: str, own: Settings, given: Mapping[str, Any]) -> Settings:

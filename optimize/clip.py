@@ -23,11 +23,11 @@ from platemark.optimize.checkpoint import open_clip_folder
 from platemark.optimize.clip_quantize import quantized_image_tower, text_weights
 from platemark.optimize.clip_source import WEIGHTS, stage_clip
 from platemark.optimize.components import export_linked
-from platemark.optimize.export import clip_specs
 from platemark.optimize.modules import ClipImage, ClipText, load_part, quiet
 from platemark.optimize.parity import make_cases
 from platemark.optimize.parts import Part
 from platemark.optimize.pictures import drawn, noise, normalised
+from platemark.optimize.specs import clip_specs
 from platemark.optimize.staging import publish, stage_for, write_file
 from platemark.optimize.weights import file_sha256
 from platemark.runtime.engine import Engine

@@ -15,10 +15,11 @@ import onnx
 import torch
 from torch import nn
 
-from platemark.optimize.export import Spec, export_graph
+from platemark.optimize.export import export_graph
 from platemark.optimize.graph import name_constants, name_values
 from platemark.optimize.parity import make_cases
 from platemark.optimize.parts import Part
+from platemark.optimize.specs import Spec
 from platemark.optimize.weights import read_header
 
 IMAGE_PREFIX = "visual."  # of the image tower's tensors in an open_clip checkpoint

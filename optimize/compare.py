@@ -16,17 +16,20 @@ import numpy as np
 from platemark import __version__
 from platemark.errors import ParityError
 from platemark.optimize import apart, work
-from platemark.optimize.checkpoint import FEATURES, Checkpoint
-from platemark.optimize.export import OPSET, Spec, specs
+from platemark.optimize.checkpoint import FEATURES, Added, Checkpoint
+from platemark.optimize.export import OPSET
+from platemark.optimize.fit import reads_mask, recommended
 from platemark.optimize.journal import SCRATCH, Entry, Journal, key_of
 from platemark.optimize.parts import CHECKER
 from platemark.optimize.settings import Settings
+from platemark.optimize.specs import Spec, specs
 from platemark.optimize.weights import file_sha256
 from platemark.optimize.work import PICTURE, Job, fp32_bytes, load_recorded, memory_errors
 from platemark.runtime import devices
 from platemark.runtime.manifest import (
     BuiltEngine,
     Component,
+    Conditioning,
     EndToEnd,
     Manifest,
     MergedLora,
@@ -49,7 +52,7 @@ class Work:
     """One build under way. `copied` maps every copied file to its SHA-256."""
 
     checkpoint: Checkpoint
-    clip: Path | None
+    added: Added
     stage: Path
     copied: dict[str, str]
     settings: Settings
@@ -110,7 +113,7 @@ def _exported(build: Work, found: list[Spec], draft: Manifest, say: Callable[[st
     journal = Journal(build.stage)
     missing = {name: key for name, key in keys.items() if journal.find(name, key) is None}
     if missing:
-        job = Job(checkpoint=build.checkpoint.root, clip=build.clip, stage=build.stage, todo=missing, draft=draft)
+        job = Job(checkpoint=build.checkpoint.root, added=build.added, stage=build.stage, todo=missing, draft=draft)
         (apart.run if build.large else work.run)(job, say)
         journal = Journal(build.stage)
     entries = {name: journal.find(name, key) for name, key in keys.items()}
@@ -251,12 +254,18 @@ def _manifest(
     build: Work, settings: Settings, components: dict[str, Component], engines: list[BuiltEngine], made: dict[str, str]
 ) -> Manifest:
     checkpoint, copied = build.checkpoint, build.copied
-    vae = checkpoint.parts["vae"].config
+    vae, unet = checkpoint.vae, checkpoint.parts["unet"].config
+    steps, guidance = recommended(checkpoint.family, unet, checkpoint.scheduler)
     weights = [f"{part.name}/{path.name}" for part in checkpoint.parts.values() for path in part.weights]
     return Manifest(
         format_version=1,
         name=settings.name or checkpoint.root.resolve().name,
-        family="sd",
+        family=checkpoint.family.name,
+        conditioning=Conditioning(
+            inpainting=reads_mask(unet),
+            guidance_embedding=int(unet.get("time_cond_proj_dim") or 0),
+            empty_negative_is_zero=checkpoint.empty_negative_is_zero,
+        ),
         created_with=f"platemark {__version__}",
         source=Source(
             checkpoint=build.origin.name if build.origin is not None else checkpoint.root.resolve().name,
@@ -270,13 +279,15 @@ def _manifest(
         engines=engines,
         native_size=checkpoint.native_size,
         output_size=settings.output_size or checkpoint.native_size,
-        latent_channels=int(vae["latent_channels"]),
+        latent_channels=int(checkpoint.parts["vae"].config["latent_channels"]),
         vae_scale_factor=checkpoint.vae_scale_factor,
-        scaling_factor=float(vae.get("scaling_factor", 0.18215)),
-        shift_factor=float(vae.get("shift_factor") or 0.0),
+        scaling_factor=vae.scaling_factor,
+        shift_factor=vae.shift_factor,
+        latents_mean=vae.mean,
+        latents_std=vae.std,
         max_tokens=checkpoint.max_tokens,
-        default_steps=settings.default_steps,
-        default_guidance=settings.default_guidance,
+        default_steps=settings.default_steps or steps,
+        default_guidance=guidance if settings.default_guidance is None else settings.default_guidance,
         default_scheduler=settings.default_scheduler,
     )
 

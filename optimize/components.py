@@ -9,10 +9,12 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from platemark.optimize.export import Spec, export_graph
+from platemark.optimize.export import export_graph
 from platemark.optimize.graph import link_weights, name_constants, name_values, share_constants
+from platemark.optimize.modules import ByName, Named
 from platemark.optimize.parts import Part
 from platemark.optimize.passes.upsample import split_upsampled
+from platemark.optimize.specs import Spec
 from platemark.runtime.backends.torch import wrap
 from platemark.runtime.engine import Array, Engine
 
@@ -34,4 +36,4 @@ def export_linked(spec: Spec, module: nn.Module, part: Part, example: Mapping[st
 
 def reference(spec: Spec, module: nn.Module) -> Engine:
     """The torch network behind the engine contract."""
-    return wrap(spec.component, module, spec.inputs, (spec.output,))
+    return wrap(spec.component, ByName(module) if isinstance(module, Named) else module, spec.inputs, spec.outputs)

@@ -20,14 +20,12 @@ from platemark.runtime.bundle import Bundle
 from platemark.runtime.manifest import EndToEnd, Manifest
 from platemark.runtime.pipeline import Pipeline
 from platemark.runtime.request import GenerationRequest
-from platemark.runtime.schedulers import DEFAULT_ETA, REFERENCES, make_scheduler, reference_config
+from platemark.runtime.schedulers import REFERENCES, make_scheduler, reference_config
 
 if TYPE_CHECKING:
     from torch import nn
 
 PROMPT, SEED, MAX_STEPS = "a red apple", 1, 8
-# What diffusers' StableDiffusionPipeline sets on any scheduler that it is given.
-_FORCED = {"steps_offset": 1, "clip_sample": False}
 
 
 def choose_scheduler(checkpoint: Checkpoint, wanted: str | None) -> str | None:
@@ -45,9 +43,20 @@ def choose_scheduler(checkpoint: Checkpoint, wanted: str | None) -> str | None:
 
 
 def compared_request(checkpoint: Checkpoint, draft: Manifest) -> GenerationRequest:
-    """What both sides render: few steps, one picture, at the native size."""
+    """What both sides render: few steps, one picture at the native size, with all that the networks read: a picture and a mask, or a
+    picture that controls."""
+    (height, width), cell = draft.native_size, draft.vae_scale_factor
+    picture = np.random.default_rng(SEED).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    given: dict[str, Any] = {"height": height, "width": width}
+    if draft.conditioning.inpainting:
+        mask = np.zeros((height, width), np.uint8)
+        mask[: height // 2 // cell * cell, cell:] = 255
+        given |= {"image": picture, "mask_image": mask}
+    elif "controlnet" in checkpoint.parts:
+        given |= {"control_image": picture}
     steps, scheduler = min(draft.default_steps, MAX_STEPS), _compared(checkpoint, draft.default_scheduler)
-    return GenerationRequest.make(draft, prompt=PROMPT, seed=SEED, num_inference_steps=steps, scheduler=scheduler)
+    return GenerationRequest(prompt=PROMPT, negative_prompt="", seed=SEED, num_inference_steps=steps, scheduler=scheduler,
+                             guidance_scale=draft.default_guidance, **given)  # fmt: skip
 
 
 def check_pipeline(
@@ -75,62 +84,10 @@ def check_pipeline(
 
 
 def reference_picture(checkpoint: Checkpoint, nets: Mapping[str, nn.Module], request: GenerationRequest) -> NDArray[np.float32]:
-    """diffusers' picture: float32 (H, W, 3) in [0, 1] at the native size, with noise from torch's CPU generator."""
-    import diffusers
-    import torch
+    """diffusers' picture: see `references.render`, which holds torch."""
+    from platemark.optimize.references import render
 
-    from platemark.optimize.modules import quiet
-
-    height, width = checkpoint.native_size
-    with quiet():
-        kind: Any = diffusers.StableDiffusionPipeline
-        pipeline = kind(
-            vae=nets["vae"],
-            text_encoder=nets["text_encoder"],
-            tokenizer=_tokenizer(checkpoint),
-            unet=nets["unet"],
-            scheduler=_scheduler(checkpoint, request.scheduler),
-            safety_checker=None,
-            feature_extractor=None,
-            requires_safety_checker=False,
-        )
-        pipeline.set_progress_bar_config(disable=True)
-        out = pipeline(
-            request.prompt,
-            height=height,
-            width=width,
-            num_inference_steps=request.num_inference_steps,
-            guidance_scale=request.guidance_scale,
-            eta=_eta(pipeline.scheduler),
-            generator=torch.Generator("cpu").manual_seed(request.seed),
-            output_type="np",
-        )
-    return np.asarray(out.images[0], np.float32)
-
-
-def _eta(scheduler: Any) -> float:
-    """What diffusers' pipeline hands to any scheduler that takes it: TCD's own default, and none for DDIM."""
-    import diffusers
-
-    return DEFAULT_ETA["tcd"] if isinstance(scheduler, diffusers.TCDScheduler) else 0.0
-
-
-def _tokenizer(checkpoint: Checkpoint) -> Any:
-    import transformers
-
-    try:
-        tokenizer = transformers.CLIPTokenizer.from_pretrained(checkpoint.root / "tokenizer", local_files_only=True)
-    except (OSError, ValueError, KeyError) as error:
-        raise CheckpointError("the tokenizer files cannot be read", "save the checkpoint's CLIP tokenizer again") from error
-    tokenizer.model_max_length = checkpoint.max_tokens
-    return tokenizer
-
-
-def _scheduler(checkpoint: Checkpoint, name: str | None) -> Any:
-    import diffusers
-
-    kind, fields = reference_config(name, {**checkpoint.scheduler, **_FORCED})
-    return getattr(diffusers, kind).from_config(fields)
+    return render(checkpoint, nets, request)
 
 
 def _compared(checkpoint: Checkpoint, name: str | None) -> str | None:

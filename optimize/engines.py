@@ -14,11 +14,12 @@ from types import ModuleType
 from typing import Any
 
 from platemark.errors import InputError, ParityError
-from platemark.optimize.export import Spec
 from platemark.optimize.half_graph import half_graph
+from platemark.optimize.specs import Spec
 from platemark.optimize.staging import write_file
 from platemark.runtime import backends
 from platemark.runtime.devices import parse_target
+from platemark.runtime.engine import sizes_of
 from platemark.runtime.manifest import BuiltEngine, Precision
 from platemark.runtime.parity import BOUNDS, Recorded, check
 
@@ -26,7 +27,7 @@ Range = tuple[int, int, int]
 _PRECISIONS: dict[str, Precision] = {"fp32": "fp32", "fp16": "fp16", "bf16": "bf16", "int8": "int8"}
 SAFEST: Precision = "fp32"
 _PLANS: tuple[Precision, ...] = ("fp32", "fp16")
-_BATCH = {"unet": (1, 2, 16), "text_encoder": (1, 2, 16)}  # the rest sees pictures one by one
+_BATCH = dict.fromkeys(("unet", "controlnet", "text_encoder", "text_encoder_2"), (1, 2, 16))  # the rest sees pictures one by one
 
 
 @dataclass(frozen=True)
@@ -110,9 +111,18 @@ def default_profile(spec: Spec) -> dict[str, Range]:
     found: dict[str, Range] = {"batch": _BATCH.get(spec.component, (1, 1, 4))}
     for dim, (step, usual) in spec.limits.items():
         if dim == "tokens":
-            found[dim] = (1, usual, usual * 4 if spec.component == "unet" else usual)
+            found[dim] = (1, usual, usual * 4 if spec.component in ("unet", "controlnet") else usual)
         else:
             found[dim] = (max(step, usual // 2 // step * step), usual, usual * 2)
+    return found
+
+
+def with_derived(spec: Spec, profile: Mapping[str, Range]) -> dict[str, Range]:
+    """The profile with the dims that are made of others (`height/8`), for the inputs of a component."""
+    found = dict(profile)
+    low, usual, high = ({dim: sizes[k] for dim, sizes in profile.items()} for k in range(3))
+    for dim in (dim for port in spec.inputs for dim in port.shape if isinstance(dim, str) and ("*" in dim or "/" in dim)):
+        found[dim] = (sizes_of((dim,), low)[0], sizes_of((dim,), usual)[0], sizes_of((dim,), high)[0])
     return found
 
 
@@ -162,7 +172,7 @@ def _plan(request: EngineRequest, spec: Spec, recorded: list[Recorded], stage: P
         except ParityError as error:
             tried = [error.message]
     graph = half.data if half else path.read_bytes()
-    profile = {**default_profile(spec), **request.profiles.get(spec.component, {})}
+    profile = with_derived(spec, {**default_profile(spec), **request.profiles.get(spec.component, {})})
     plan = request.module.build_plan(spec.component, graph, path.parent, request.targets, profile, request.features)
     place = f"engines/{request.backend}-{plan.version}-{'-'.join(request.targets)}"
     files = {f"{place}/{spec.component}.plan": plan.data, f"{place}/{spec.component}.json": _json(plan.report())}

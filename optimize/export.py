@@ -7,18 +7,14 @@ Knows nothing about weights files or engines.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import onnx
 from onnx import TensorProto
 
 from platemark.errors import EngineError
-from platemark.optimize.checkpoint import Checkpoint, latent_size
 from platemark.optimize.graph import name_nodes, remove_dead, set_shapes, strip
-from platemark.optimize.parts import CHECKER
-from platemark.runtime.engine import TensorSpec
+from platemark.optimize.specs import FLOAT, INT, Spec
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -26,96 +22,7 @@ if TYPE_CHECKING:
 
 OPSET = 23  # the first with Attention; GroupNormalization since 21
 OUTSIDE = 1 << 20  # bytes from which on a weight stays out of the graph while it is made
-Shape = tuple[int | str, ...]
-FLOAT, INT = np.dtype(np.float32), np.dtype(np.int64)
 _ELEMENT_TYPES = {FLOAT: TensorProto.FLOAT, INT: TensorProto.INT64}
-
-
-@dataclass(frozen=True)
-class Spec:
-    """The engine contract of one component.
-
-    `limits` gives (step, usual value) of each free dim but the batch: sizes are multiples of the step. Token ids lie below `vocabulary`.
-    """
-
-    component: str
-    part: str
-    graph: str  # POSIX path inside the bundle
-    inputs: tuple[TensorSpec, ...]
-    output: TensorSpec
-    limits: dict[str, tuple[int, int]]
-    vocabulary: int = 0
-
-
-def specs(checkpoint: Checkpoint) -> dict[str, Spec]:
-    """The components of a checkpoint, in build order."""
-    unet, vae, factor = checkpoint.parts["unet"].config, checkpoint.parts["vae"].config, checkpoint.vae_scale_factor
-    height, width = latent_size(unet)
-    step = 2 ** (len(unet["block_out_channels"]) - 1)
-    channels, dim, tokens = int(vae["latent_channels"]), _dim(unet), checkpoint.max_tokens
-    latent: Shape = ("batch", channels, "height", "width")
-    image: Shape = ("batch", 3, "height", "width")
-    cells = {"height": (step, height), "width": (step, width)}
-    pixels = {"height": (factor, height * factor), "width": (factor, width * factor)}
-    text = TensorSpec("input_ids", INT, ("batch", "tokens"))
-    states: Shape = ("batch", "tokens", dim)
-    hidden, words = TensorSpec("last_hidden_state", FLOAT, states), int(checkpoint.parts["text_encoder"].config["vocab_size"])
-    unet_inputs = (
-        TensorSpec("sample", FLOAT, latent),
-        TensorSpec("timestep", FLOAT, ("batch",)),
-        TensorSpec("encoder_hidden_states", FLOAT, states),
-    )
-    found = [
-        Spec("text_encoder", "text_encoder", "text_encoder/model.onnx", (text,), hidden, {"tokens": (1, tokens)}, words),
-        Spec("unet", "unet", "unet/model.onnx", unet_inputs, TensorSpec("out_sample", FLOAT, latent), {**cells, "tokens": (1, tokens)}),
-        Spec("vae_decoder", "vae", "vae/decoder.onnx", (TensorSpec("latent_sample", FLOAT, latent),), _upscaled("sample", factor), cells),
-        Spec(
-            "vae_encoder",
-            "vae",
-            "vae/encoder.onnx",
-            (TensorSpec("sample", FLOAT, image),),
-            _reduced("latent_mean", channels, factor),
-            pixels,
-        ),
-    ]
-    if "clip" in checkpoint.parts:
-        found += clip_specs(checkpoint.parts["clip"].config["model_cfg"])
-    if CHECKER in checkpoint.parts:
-        found.append(_checker_spec(checkpoint.parts[CHECKER].config))
-    return {spec.component: spec for spec in found}
-
-
-def clip_specs(config: dict[str, Any]) -> list[Spec]:
-    """The two towers of an open_clip model: image, then text."""
-    size, dim, tokens = config["vision_cfg"]["image_size"], config["embed_dim"], config["text_cfg"].get("context_length", 77)
-    height, width = (size, size) if isinstance(size, int) else size
-    words = int(config["text_cfg"].get("vocab_size", 49408))
-    pixels = TensorSpec("pixel_values", FLOAT, ("batch", 3, height, width))
-    ids = TensorSpec("input_ids", INT, ("batch", tokens))
-    return [
-        Spec("clip_image", "clip", "clip/image.onnx", (pixels,), TensorSpec("image_embeds", FLOAT, ("batch", dim)), {}),
-        Spec("clip_text", "clip", "clip/text.onnx", (ids,), TensorSpec("text_embeds", FLOAT, ("batch", dim)), {}, words),
-    ]
-
-
-def _checker_spec(config: dict[str, Any]) -> Spec:
-    size, dim = int(config["vision_config"]["image_size"]), int(config["projection_dim"])
-    pixels = TensorSpec("pixel_values", FLOAT, ("batch", 3, size, size))
-    return Spec(CHECKER, CHECKER, "safety_checker/model.onnx", (pixels,), TensorSpec("image_embeds", FLOAT, ("batch", dim)), {})
-
-
-def _dim(unet: dict[str, Any]) -> int:
-    """Width of the text states that the UNet reads: `encoder_hid_dim` where it projects them first."""
-    dim = unet.get("encoder_hid_dim") or unet["cross_attention_dim"]
-    return int(dim if isinstance(dim, int) else dim[0])
-
-
-def _upscaled(name: str, factor: int) -> TensorSpec:
-    return TensorSpec(name, FLOAT, ("batch", 3, f"{factor}*height", f"{factor}*width"))
-
-
-def _reduced(name: str, channels: int, factor: int) -> TensorSpec:
-    return TensorSpec(name, FLOAT, ("batch", channels, f"height/{factor}", f"width/{factor}"))
 
 
 def export_graph(
@@ -128,7 +35,9 @@ def export_graph(
     `example` maps input names to tensors; no free dim may be 0 or 1 in it. Raises `EngineError` where the exporter fails, changes
     a name or type, or fixes a dim that must stay free.
     """
-    import torch  # here: whoever asks for `specs` alone holds no torch
+    import torch  # here: whoever asks for `OPSET` alone holds no torch
+
+    from platemark.optimize.modules import Named
 
     free = {
         port.name: {axis: torch.export.Dim.DYNAMIC for axis, dim in enumerate(port.shape) if isinstance(dim, str)} for port in spec.inputs
@@ -139,8 +48,8 @@ def export_graph(
                 module,
                 tuple(example[port.name] for port in spec.inputs),
                 input_names=[port.name for port in spec.inputs],
-                output_names=[spec.output.name],
-                dynamic_shapes=free,
+                output_names=[port.name for port in spec.outputs],
+                dynamic_shapes={"inputs": tuple(free.values())} if isinstance(module, Named) else free,
                 opset_version=OPSET,
                 dynamo=True,
                 verbose=False,
@@ -161,7 +70,7 @@ def export_graph(
     check_contract(spec, model)
     name_nodes(model)
     strip(model)
-    set_shapes(model, {port.name: port.shape for port in (*spec.inputs, spec.output)})
+    set_shapes(model, {port.name: port.shape for port in (*spec.inputs, *spec.outputs)})
     remove_dead(model)
     return model
 
@@ -181,7 +90,7 @@ def check_contract(spec: Spec, model: onnx.ModelProto) -> None:
     """Raises `EngineError` where a graph's inputs or output differ from the spec in name, type, rank, or in which dims are free."""
     remedy = "use the versions of torch and onnxscript that Platemark names"
     values = [*model.graph.input, *model.graph.output]
-    ports = [*spec.inputs, spec.output]
+    ports = [*spec.inputs, *spec.outputs]
     if [value.name for value in values] != [port.name for port in ports]:
         raise EngineError(f"{spec.component}: the graph's inputs and outputs are {[v.name for v in values]}", remedy)
     if any(entry.domain not in ("", "ai.onnx") for entry in model.opset_import) or model.functions:

@@ -11,9 +11,9 @@ from pathlib import Path
 import onnx
 
 from platemark.errors import ParityError
-from platemark.optimize.export import Spec
 from platemark.optimize.passes.half import constant_values, to_half
 from platemark.optimize.passes.watch import magnitudes, rounded
+from platemark.optimize.specs import Spec
 from platemark.optimize.staging import write_file
 from platemark.runtime.backends import onnxruntime
 from platemark.runtime.manifest import Parity

@@ -20,7 +20,7 @@ from platemark.optimize.lora_file import Change, read_lora
 from platemark.optimize.weights import StoredTensor, file_sha256, read_float32, read_header, write_float32
 from platemark.runtime.manifest import MergedLora
 
-PARTS = ("unet", "text_encoder")
+PARTS = ("unet", "text_encoder", "text_encoder_2")
 MAX_SCALE = 10.0
 
 
@@ -52,7 +52,8 @@ def merge(checkpoint: Checkpoint, loras: Sequence[Lora], folder: Path) -> list[M
     Raises `CheckpointError` (a file that is damaged or does not fit) and `InputError` (one of which nothing could be applied; a file that
     cannot be read).
     """
-    known = {name: tensor for part in PARTS for name, tensor in known_weights(part, checkpoint.parts[part].tensors).items()}
+    here = [part for part in PARTS if part in checkpoint.parts]
+    known = {name: tensor for part in here for name, tensor in known_weights(part, checkpoint.parts[part].tensors).items()}
     plan, reports = assign(loras, known)
     _write(checkpoint, plan, folder)
     return reports
@@ -98,7 +99,7 @@ def known_weights(part: str, tensors: Mapping[str, StoredTensor]) -> dict[str, S
             continue
         flat = name.removesuffix(".weight").replace(".", "_")
         known[f"{part}|{flat}"] = tensor
-        if part == "text_encoder":
+        if part != "unet":
             known.setdefault(f"{part}|{flat.removeprefix('text_model_')}", tensor)
             known.setdefault(f"{part}|text_model_{flat}", tensor)
     return known

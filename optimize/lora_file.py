@@ -28,9 +28,11 @@ _PREFIXES = ("base_model.model.", "base_model.")
 _PARTS = {
     "lora_unet_": "unet",
     "lora_te1_": "text_encoder",
+    "lora_te2_": "text_encoder_2",
     "lora_te_": "text_encoder",
     "unet.": "unet",
     "text_encoder.": "text_encoder",
+    "text_encoder_2.": "text_encoder_2",
 }
 _METADATA = "lora_adapter_metadata"  # where diffusers keeps PEFT's config
 _MAX_RANK = 4096

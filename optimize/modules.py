@@ -6,7 +6,7 @@ Knows nothing about ONNX.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -19,34 +19,89 @@ from torch import Tensor, nn
 from transformers.utils import logging as transformers_logging
 
 from platemark.errors import CheckpointError
-from platemark.optimize.parts import Part
+from platemark.optimize.parts import CHECKER_CLASS, Part
+from platemark.optimize.specs import Spec
+from platemark.runtime.control import CONDITION, RESIDUAL, SCALE
+from platemark.runtime.family import Family
 
 _RESAVE = "use a checkpoint whose config and weights belong together"
 _LOAD_ERRORS = (OSError, ValueError, TypeError, RuntimeError, KeyError, AttributeError, ZeroDivisionError)
 
 
 class TextEncoder(nn.Module):
-    """input_ids (batch, tokens) → last_hidden_state (batch, tokens, dim)."""
+    """input_ids (batch, tokens) → hidden states (batch, tokens, dim), and (batch, dim') where the family reads the whole text too."""
 
-    def __init__(self, net: Any) -> None:
+    def __init__(self, net: Any, hidden: str, pooled: bool) -> None:
+        """`hidden` and `pooled` as a family's card has them."""
         super().__init__()
-        self.net = net
+        self.net, self._hidden, self._pooled = net, hidden, pooled
 
-    def forward(self, input_ids: Tensor) -> Tensor:
-        out: Tensor = self.net(input_ids=input_ids).last_hidden_state
+    def forward(self, input_ids: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        out = self.net(input_ids=input_ids, output_hidden_states=self._hidden == "penultimate")
+        states: Tensor = out.hidden_states[-2] if self._hidden == "penultimate" else out.last_hidden_state
+        return (states, out.text_embeds) if self._pooled else states
+
+
+class Named(nn.Module):
+    """A network whose inputs depend on the checkpoint: `names` says what the positional ones are."""
+
+    def __init__(self, net: Any, names: Sequence[str]) -> None:
+        super().__init__()
+        self.net, self.names = net, tuple(names)
+
+    def given(self, inputs: Sequence[Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor] | None]:
+        """The inputs by name, and those of them that diffusers takes as `added_cond_kwargs`."""
+        found = dict(zip(self.names, inputs, strict=True))
+        added: dict[str, Tensor] = {name: found[name] for name in ("text_embeds", "time_ids") if name in found}
+        return found, added or None
+
+
+class ByName(nn.Module):
+    """A `Named` network called with its inputs by name."""
+
+    def __init__(self, inner: Named) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, **inputs: Tensor) -> Any:
+        return self.inner(*(inputs[name] for name in self.inner.names))
+
+
+class UNet(Named):
+    """sample (batch, C, h, w), timestep (batch,), encoder_hidden_states (batch, tokens, dim) and whatever else there is to read →
+    out_sample (batch, 4, h, w)."""
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        found, added = self.given(inputs)
+        residuals = tuple(values for name, values in found.items() if name.startswith(RESIDUAL))
+        out: Tensor = self.net(
+            found["sample"],
+            found["timestep"],
+            found["encoder_hidden_states"],
+            timestep_cond=found.get("timestep_cond"),
+            added_cond_kwargs=added,
+            down_block_additional_residuals=residuals[:-1] or None,
+            mid_block_additional_residual=residuals[-1] if residuals else None,
+            return_dict=False,
+        )[0]
         return out
 
 
-class UNet(nn.Module):
-    """sample (batch, 4, h, w), timestep (batch,), encoder_hidden_states (batch, tokens, dim) → out_sample (batch, 4, h, w)."""
+class ControlNet(Named):
+    """The UNet's inputs, a picture (batch, 3, H, W) in [0, 1] and a scale (batch,) → the UNet's residuals."""
 
-    def __init__(self, net: Any) -> None:
-        super().__init__()
-        self.net = net
-
-    def forward(self, sample: Tensor, timestep: Tensor, encoder_hidden_states: Tensor) -> Tensor:
-        out: Tensor = self.net(sample, timestep, encoder_hidden_states, return_dict=False)[0]
-        return out
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        found, added = self.given(inputs)
+        down, middle = self.net(
+            found["sample"],
+            found["timestep"],
+            found["encoder_hidden_states"],
+            found[CONDITION],
+            conditioning_scale=found[SCALE][:, None, None, None],
+            added_cond_kwargs=added,
+            return_dict=False,
+        )
+        return (*down, middle)
 
 
 class VaeDecoder(nn.Module):
@@ -69,7 +124,8 @@ class VaeEncoder(nn.Module):
         self.net = net
 
     def forward(self, sample: Tensor) -> Tensor:
-        out: Tensor = self.net.encode(sample, return_dict=False)[0].mean
+        encoded = self.net.encode(sample, return_dict=False)[0]
+        out: Tensor = encoded if isinstance(encoded, Tensor) else encoded.mean  # AutoencoderTiny knows no spread
         return out
 
 
@@ -109,15 +165,22 @@ class CheckerTower(nn.Module):
         return out
 
 
-WRAPPERS: dict[str, Callable[[nn.Module], nn.Module]] = {
-    "text_encoder": TextEncoder,
-    "unet": UNet,
+_WRAPPERS: dict[str, Callable[[nn.Module], nn.Module]] = {
     "vae_decoder": VaeDecoder,
     "vae_encoder": VaeEncoder,
     "clip_image": ClipImage,
     "clip_text": ClipText,
     "safety_checker": CheckerTower,
 }
+
+
+def wrapped(spec: Spec, net: nn.Module, family: Family | None = None) -> nn.Module:
+    """The network behind the contract `spec`, in evaluation mode. `family`: for text encoders, whose states it chooses."""
+    if spec.component in ("unet", "controlnet"):
+        kind = UNet if spec.component == "unet" else ControlNet
+        return kind(net, [port.name for port in spec.inputs]).eval()
+    text = next((text for text in (family.texts if family else ()) if text.component == spec.component), None)
+    return (_WRAPPERS[spec.component](net) if text is None else TextEncoder(net, text.hidden, text.pooled)).eval()
 
 
 def load_part(part: Part) -> nn.Module:
@@ -127,36 +190,19 @@ def load_part(part: Part) -> nn.Module:
     """
     with quiet():
         try:
-            net = _LOADERS[part.name](part)
+            net = _LOADERS.get(part.kind, _load_pretrained)(part)
         except _LOAD_ERRORS as error:
             raise CheckpointError(f"{part.name}: config and weights do not fit: {_one_line(error)}", _RESAVE) from error
     return net.eval().requires_grad_(False)
 
 
-def _load_text_encoder(part: Part) -> nn.Module:
-    kind: Any = transformers.CLIPTextModel
+def _load_pretrained(part: Part, kind: Any = None) -> nn.Module:
+    """By its class in transformers or diffusers; `kind`: for one that lies deeper."""
+    here = hasattr(transformers, part.kind) or kind is not None
+    options: dict[str, Any] = {"dtype": torch.float32, "ignore_mismatched_sizes": True} if here else {"torch_dtype": torch.float32}
+    kind = kind or getattr(transformers if here else diffusers, part.kind)
     net, info = kind.from_pretrained(
-        part.folder,
-        dtype=torch.float32,
-        use_safetensors=True,
-        local_files_only=True,
-        output_loading_info=True,
-        ignore_mismatched_sizes=True,
-        variant=_variant(part),
-    )
-    _check_report(part.name, info)
-    return _module(net)
-
-
-def _load_diffusers(part: Part) -> nn.Module:
-    kind: Any = getattr(diffusers, {"unet": "UNet2DConditionModel", "vae": "AutoencoderKL"}[part.name])
-    net, info = kind.from_pretrained(
-        part.folder,
-        torch_dtype=torch.float32,
-        use_safetensors=True,
-        local_files_only=True,
-        output_loading_info=True,
-        variant=_variant(part),
+        part.folder, use_safetensors=True, local_files_only=True, output_loading_info=True, variant=_variant(part), **options
     )
     _check_report(part.name, info)
     return _module(net)
@@ -171,27 +217,10 @@ def _load_clip(part: Part) -> nn.Module:
 def _load_checker(part: Part) -> nn.Module:
     from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
 
-    kind: Any = StableDiffusionSafetyChecker
-    net, info = kind.from_pretrained(
-        part.folder,
-        dtype=torch.float32,
-        use_safetensors=True,
-        local_files_only=True,
-        output_loading_info=True,
-        ignore_mismatched_sizes=True,
-        variant=_variant(part),
-    )
-    _check_report(part.name, info)
-    return _module(net)
+    return _load_pretrained(part, StableDiffusionSafetyChecker)
 
 
-_LOADERS: dict[str, Callable[[Part], nn.Module]] = {
-    "text_encoder": _load_text_encoder,
-    "unet": _load_diffusers,
-    "vae": _load_diffusers,
-    "clip": _load_clip,
-    "safety_checker": _load_checker,
-}
+_LOADERS: dict[str, Callable[[Part], nn.Module]] = {"open_clip": _load_clip, CHECKER_CLASS: _load_checker}
 
 
 def _variant(part: Part) -> str | None:

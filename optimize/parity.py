@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from platemark.errors import CheckpointError, ParityError
-from platemark.optimize.export import INT, Spec
-from platemark.runtime.engine import Array, Engine, TensorSpec
+from platemark.optimize.specs import INT, Spec
+from platemark.runtime.engine import Array, Engine, TensorSpec, sizes_of
 from platemark.runtime.manifest import EndToEnd, Parity
 from platemark.runtime.parity import BOUNDS, PRECISIONS, Recorded, check, compare
 
@@ -40,7 +40,7 @@ def _other(count: int, name: str) -> int:
 
 
 def _random(port: TensorSpec, spec: Spec, dims: Mapping[str, int], rng: np.random.Generator) -> Array:
-    shape = tuple(dims[dim] if isinstance(dim, str) else dim for dim in port.shape)
+    shape = sizes_of(port.shape, dims)
     if port.dtype == INT:
         return rng.integers(0, spec.vocabulary, shape, np.int64)
     if port.name == "timestep":
@@ -49,11 +49,11 @@ def _random(port: TensorSpec, spec: Spec, dims: Mapping[str, int], rng: np.rando
 
 
 def record(spec: Spec, cases: list[dict[str, Array]], reference: Engine) -> list[Recorded]:
-    """The reference's output for every set of inputs. Raises `CheckpointError` where that is no answer: not finite, or one value."""
-    recorded = [Recorded(case, reference.run(case)[spec.output.name]) for case in cases]
-    for one in recorded:
-        flat = one.output.size > 1 and float(np.ptp(one.output)) == 0
-        if flat or not np.isfinite(one.output).all():
+    """The reference's outputs for every set of inputs. Raises `CheckpointError` where one is no answer: not finite, or one value."""
+    recorded = [Recorded(case, reference.run(case)) for case in cases]
+    for values in (values for one in recorded for values in one.outputs.values()):
+        flat = values.size > 1 and float(np.ptp(values)) == 0
+        if flat or not np.isfinite(values).all():
             what = "one value everywhere" if flat else "values that are not finite"
             raise CheckpointError(f"{spec.component}: torch itself gives {what}", "the weights are damaged: download the checkpoint again")
     return recorded

@@ -17,15 +17,9 @@ from platemark.optimize.source_files import read_json
 from platemark.optimize.weights import StoredTensor, read_header
 
 CHECKER = "safety_checker"
-_WEIGHT_NAMES = {
-    "text_encoder": "model",
-    "unet": "diffusion_pytorch_model",
-    "vae": "diffusion_pytorch_model",
-    "clip": "open_clip_model",
-    CHECKER: "model",
-}
+CHECKER_CLASS = "StableDiffusionSafetyChecker"
 _CONFIG_NAMES = {"clip": "open_clip_config.json"}
-_SAVERS = {"text_encoder": "transformers", "clip": "open_clip, in its local-dir format"}
+_SAVERS = {"text_encoder": "transformers", "text_encoder_2": "transformers", "clip": "open_clip, in its local-dir format"}
 
 Count = Annotated[int, Field(strict=True, ge=1)]
 Counts = Annotated[list[Count], Field(min_length=1)]
@@ -35,6 +29,7 @@ Finite = Annotated[float, Field(strict=True, allow_inf_nan=False)]
 class _TextEncoderFields(BaseModel):
     max_position_embeddings: Count
     vocab_size: Count
+    hidden_size: Count
 
 
 class _UnetFields(BaseModel):
@@ -42,6 +37,20 @@ class _UnetFields(BaseModel):
     block_out_channels: Counts
     cross_attention_dim: Count | Counts
     encoder_hid_dim: Count | None = None
+    layers_per_block: Count | Counts = 2
+    time_cond_proj_dim: Count | None = None
+
+
+class _ControlNetFields(BaseModel):
+    block_out_channels: Counts
+    cross_attention_dim: Count | Counts
+
+
+class _TinyVaeFields(BaseModel):
+    decoder_block_out_channels: Counts
+    encoder_block_out_channels: Counts
+    latent_channels: Literal[4]
+    scaling_factor: Annotated[Finite, Field(gt=0)] = 1.0
 
 
 class _VaeFields(BaseModel):
@@ -49,6 +58,8 @@ class _VaeFields(BaseModel):
     latent_channels: Literal[4]  # what the UNet reads
     scaling_factor: Annotated[Finite, Field(gt=0)] = 0.18215
     shift_factor: Finite | None = None
+    latents_mean: Annotated[list[Finite], Field(min_length=4, max_length=4)] | None = None
+    latents_std: Annotated[list[Annotated[Finite, Field(gt=0)]], Field(min_length=4, max_length=4)] | None = None
 
 
 class _VisionFields(BaseModel):
@@ -81,36 +92,43 @@ class _CheckerFields(BaseModel):
     projection_dim: Count
 
 
-# What a build reads from each part's config.
-_FIELDS: dict[str, type[BaseModel]] = {
-    "text_encoder": _TextEncoderFields,
-    "unet": _UnetFields,
-    "vae": _VaeFields,
-    "clip": _ClipFields,
-    CHECKER: _CheckerFields,
+_TRANSFORMERS, _DIFFUSERS = "model", "diffusion_pytorch_model"
+# By class: what a build reads from the config, and how the weights' file is named.
+_KINDS: dict[str, tuple[type[BaseModel], str]] = {
+    "CLIPTextModel": (_TextEncoderFields, _TRANSFORMERS),
+    "CLIPTextModelWithProjection": (_TextEncoderFields, _TRANSFORMERS),
+    "UNet2DConditionModel": (_UnetFields, _DIFFUSERS),
+    "ControlNetModel": (_ControlNetFields, _DIFFUSERS),
+    "AutoencoderKL": (_VaeFields, _DIFFUSERS),
+    "AutoencoderTiny": (_TinyVaeFields, _DIFFUSERS),
+    "open_clip": (_ClipFields, "open_clip_model"),
+    CHECKER_CLASS: (_CheckerFields, _TRANSFORMERS),
 }
 
 
 @dataclass(frozen=True)
 class Part:
-    """One folder of weights: `text_encoder`, `unet`, `vae`, `clip` or `safety_checker`."""
+    """One folder of weights. `name`: `text_encoder`, `text_encoder_2`, `unet`, `controlnet`, `vae`, `clip` or `safety_checker`; `kind`: its
+    class in transformers or diffusers, or `open_clip`."""
 
     name: str
+    kind: str
     folder: Path
     config: dict[str, Any]
     weights: tuple[Path, ...]
     tensors: dict[str, StoredTensor]
 
 
-def open_part(folder: Path, name: str) -> Part:
+def open_part(folder: Path, name: str, kind: str) -> Part:
+    """The files of one network. Raises `CheckpointError`."""
     if not folder.is_dir():
-        raise CheckpointError(f"the folder {name}/ is missing", "use a whole checkpoint: text_encoder, unet, vae, scheduler, tokenizer")
+        raise CheckpointError(f"the folder {name}/ is missing", "use a whole checkpoint: text encoders, unet, vae, scheduler, tokenizers")
     config = read_json(folder / _CONFIG_NAMES.get(name, "config.json"), "use a whole checkpoint: every network needs its config")
-    weights = _weight_files(folder, _WEIGHT_NAMES[name])
+    weights = _weight_files(folder, _KINDS[kind][1])
     tensors: dict[str, StoredTensor] = {}
     for path in weights:
         tensors |= read_header(path)
-    return Part(name, folder, config, weights, tensors)
+    return Part(name, kind, folder, config, weights, tensors)
 
 
 def _weight_files(folder: Path, base: str) -> tuple[Path, ...]:
@@ -131,7 +149,7 @@ def check_fields(parts: dict[str, Part]) -> None:
     """The numbers that shapes are made of must be there, and be such numbers."""
     for name, part in parts.items():
         try:
-            _FIELDS[name].model_validate(part.config)
+            _KINDS[part.kind][0].model_validate(part.config)
         except ValidationError as error:
             first = error.errors()[0]
             missing = first["type"] == "missing"

@@ -16,7 +16,7 @@ from typing import Any
 from platemark.errors import InputError
 from platemark.optimize.checkpoint import Checkpoint
 from platemark.optimize.engines import EngineRequest
-from platemark.optimize.export import Spec, specs
+from platemark.optimize.specs import Spec, specs
 
 _GIB = 1 << 30
 _PART_OF_MEMORY = 0.95  # of what the system says is available: the rest is its own

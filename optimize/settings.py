@@ -25,7 +25,8 @@ def _known_sampler(name: str) -> str:
 
 
 class Settings(BaseModel):
-    """Optional `platemark.json` of a checkpoint: what its maker recommends. Sizes are (height, width) in pixels.
+    """Optional `platemark.json` of a checkpoint: what its maker recommends. Sizes are (height, width) in pixels. Without steps and guidance
+    those of the family are taken.
 
     `domain`: what the checkpoint draws, `general` unless it is a narrow set of pictures that only a CLIP of that domain can judge.
     """
@@ -33,8 +34,8 @@ class Settings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: str | None = None
-    default_steps: int = Field(default=20, ge=1, le=MAX_STEPS)
-    default_guidance: float = Field(default=7.5, ge=0, le=MAX_GUIDANCE, allow_inf_nan=False)
+    default_steps: int | None = Field(default=None, ge=1, le=MAX_STEPS)
+    default_guidance: float | None = Field(default=None, ge=0, le=MAX_GUIDANCE, allow_inf_nan=False)
     default_scheduler: Annotated[str, AfterValidator(_known_sampler)] | None = None
     output_size: tuple[Side, Side] | None = None
     domain: Domain = "general"

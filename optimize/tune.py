@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from platemark.errors import EngineError, InputError, ParityError
-from platemark.optimize.export import Spec
+from platemark.optimize.specs import Spec
 from platemark.runtime import backends, devices
 from platemark.runtime.engine import Engine
 from platemark.runtime.manifest import BuiltEngine, Parity, Precision, Trial

@@ -205,7 +205,8 @@ def _compared(graph: GivenGraph, card: UpscalerCard, engine: Engine) -> Componen
     for seed, (height, width) in enumerate(sizes):
         port = graph.inputs[0]
         inputs: Mapping[str, Any] = {port.name: _sample(shapes(height, width, seed), card.value_range).astype(port.dtype)}
-        recorded.append(Recorded(dict(inputs), reference.run(inputs)[graph.outputs[0].name]))
+        output = graph.outputs[0].name
+        recorded.append(Recorded(dict(inputs), {output: reference.run(inputs)[output]}))
     half = graph.inputs[0].dtype == np.dtype(np.float16)
     parity = check(COMPONENT, recorded, engine, (label(), onnxruntime.label()), "fp16" if half else "fp32")
     parity = parity.model_copy(update={"one_shape": card.tile is not None})

@@ -20,7 +20,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict
 
 from platemark.errors import EngineError, PlatemarkError
-from platemark.optimize.checkpoint import Checkpoint, open_checkpoint
+from platemark.optimize.checkpoint import Added, Checkpoint, open_checkpoint
 from platemark.optimize.journal import SCRATCH, Journal
 from platemark.optimize.parts import CHECKER
 from platemark.optimize.staging import write_file
@@ -30,7 +30,7 @@ from platemark.runtime.parity import Recorded
 if TYPE_CHECKING:
     from torch import nn
 
-    from platemark.optimize.export import Spec
+    from platemark.optimize.specs import Spec
 
 Say = Callable[[str], None]
 PICTURE = "picture"
@@ -44,7 +44,7 @@ class Job(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     checkpoint: Path
-    clip: Path | None
+    added: Added
     stage: Path
     todo: dict[str, str]
     draft: Manifest
@@ -76,9 +76,9 @@ def fp32_bytes(checkpoint: Checkpoint, part: str) -> int:
 
 def run(job: Job, say: Say) -> None:
     """Does the job. Raises `CheckpointError`, `EngineError`."""
-    from platemark.optimize.export import specs
+    from platemark.optimize.specs import specs
 
-    checkpoint = open_checkpoint(job.checkpoint, job.clip)
+    checkpoint = open_checkpoint(job.checkpoint, job.added)
     nets, journal = _Nets(checkpoint), Journal(job.stage)
     found = [spec for spec in specs(checkpoint).values() if spec.component in job.todo]
     for spec in found:
@@ -97,11 +97,11 @@ def _export(job: Job, spec: Spec, nets: _Nets, journal: Journal) -> None:
     import torch
 
     from platemark.optimize.components import export_linked, reference
-    from platemark.optimize.modules import WRAPPERS
+    from platemark.optimize.modules import wrapped
     from platemark.optimize.parity import make_cases, record
 
     net = nets.get(spec.part)
-    module = WRAPPERS[spec.component](net).eval()
+    module = wrapped(spec, net, nets.checkpoint.family)
     cases = make_cases(spec)
     write_file(job.stage / spec.graph, export_linked(spec, module, nets.checkpoint.parts[spec.part], cases[0]))
     place = f"{SCRATCH}/{spec.component}.npz"
@@ -131,7 +131,7 @@ def _beside(stage: Path, component: str, net: nn.Module, checkpoint: Checkpoint)
 def _picture(job: Job, nets: _Nets, journal: Journal) -> None:
     from platemark.optimize.endtoend import compared_request, reference_picture
 
-    parts = {name: nets.get(name) for name in ("text_encoder", "unet", "vae")}
+    parts = {name: nets.get(name) for name in nets.checkpoint.pipeline}
     place = f"{SCRATCH}/{PICTURE}.npz"
     request = compared_request(nets.checkpoint, job.draft)
     save_arrays(job.stage / place, {"picture": reference_picture(nets.checkpoint, parts, request)})
@@ -139,19 +139,20 @@ def _picture(job: Job, nets: _Nets, journal: Journal) -> None:
 
 
 def save_recorded(path: Path, recorded: list[Recorded]) -> None:
-    """Writes recordings: `<case>/<input>` and `<case>/` for the output."""
-    arrays = {f"{case}/{name}": value for case, one in enumerate(recorded) for name, value in {**one.inputs, "": one.output}.items()}
+    """Writes recordings: `<case>/inputs/<name>` and `<case>/outputs/<name>`."""
+    sides = [(f"{case}/{side}", getattr(one, side)) for case, one in enumerate(recorded) for side in ("inputs", "outputs")]
+    arrays = {f"{place}/{name}": value for place, arrays in sides for name, value in arrays.items()}
     save_arrays(path, arrays)
 
 
 def load_recorded(path: Path) -> list[Recorded]:
     """What `save_recorded` wrote."""
     with np.load(path, allow_pickle=False) as stored:
-        cases: dict[int, dict[str, Any]] = {}
+        cases: dict[int, dict[str, dict[str, Any]]] = {}
         for key in stored.files:
-            case, _, name = key.partition("/")
-            cases.setdefault(int(case), {})[name] = stored[key]
-    return [Recorded({name: value for name, value in one.items() if name}, one[""]) for _, one in sorted(cases.items())]
+            case, side, name = key.split("/", 2)
+            cases.setdefault(int(case), {"inputs": {}, "outputs": {}})[side][name] = stored[key]
+    return [Recorded(**one) for _, one in sorted(cases.items())]
 
 
 def save_arrays(path: Path, arrays: dict[str, Any]) -> None:

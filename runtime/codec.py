@@ -23,8 +23,10 @@ class Codec:
     """`engine(component)` gives the engine of `vae_encoder` or `vae_decoder`; the encoder's is asked for only where a picture comes in."""
 
     def __init__(self, manifest: Manifest, engine: Callable[[str], Engine]) -> None:
-        self._scale, self._shift = np.float32(manifest.scaling_factor), np.float32(manifest.shift_factor)
         self._cell = manifest.vae_scale_factor
+        mean, std = (np.array(values or fallback, np.float32).reshape(1, -1, 1, 1) for values, fallback in (
+            (manifest.latents_mean, [0.0]), (manifest.latents_std, [1.0])))  # fmt: skip
+        self._scale, self._shift = np.float32(manifest.scaling_factor) / std, np.float32(manifest.shift_factor) + mean
         self._engine = engine
 
     def decode(self, latents: Float, what: str, *, tiled: bool = False) -> Float:
@@ -50,8 +52,17 @@ class Codec:
 
         Raises `BundleError` where the bundle has no encoder, `RenderError` for values that are not finite.
         """
-        sample = np.ascontiguousarray(picture.transpose(2, 0, 1)[np.newaxis], np.float32) / np.float32(127.5) - np.float32(1.0)
+        return self.encode_sample(to_sample(picture))
+
+    def encode_sample(self, sample: Float) -> Float:
+        """As `encode`, of a picture as the encoder takes it: (1, 3, H, W) in [-1, 1]."""
         mean = self._engine("vae_encoder").run({"sample": sample})["latent_mean"]
         latents: Float = (mean - self._shift) * self._scale
         check_finite(latents, "the latents of the input picture")
         return latents
+
+
+def to_sample(picture: NDArray[np.uint8]) -> Float:
+    """A picture (H, W, 3) as the encoder takes it: (1, 3, H, W) in [-1, 1]."""
+    sample: Float = np.ascontiguousarray(picture.transpose(2, 0, 1)[np.newaxis], np.float32) / np.float32(127.5) - np.float32(1.0)
+    return sample

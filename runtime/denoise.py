@@ -79,8 +79,9 @@ class Control:
 class Flight:
     """One picture on its way. `latents`: float32 (1, C, h, w), its own, changed in place; in the end the result.
 
-    `hidden`: (rows, tokens, dim), one row, the prompt; or two, negative prompt first, for classifier-free guidance (Ho and Salimans 2022,
-    equation 6, as ε_u + s(ε_c − ε_u)). `extra`: further channels of the network's input, (1, C', h, w), the same at every step.
+    `conditions`: what the network reads besides latents and time, by the input's name, `encoder_hidden_states` (rows, tokens, dim) among
+    them; all of one row, the prompt; or of two, negative prompt first, for classifier-free guidance (Ho and Salimans 2022, equation 6, as
+    ε_u + s(ε_c − ε_u)). `extra`: further channels of the network's `sample`, (1, C', h, w), the same at every step.
     `hold(i, latents)` may put back, after evaluation i, what the picture must keep. `at`: the evaluation that comes next.
     `interval`: guidance at noise levels σ in (low, high] alone (Kynkäänniemi et al. 2024); elsewhere the prompt's row flies by itself.
     `colours` makes `preview` anew at each evaluation.
@@ -88,7 +89,7 @@ class Flight:
 
     latents: Latents
     stepper: Stepper
-    hidden: NDArray[np.float32]
+    conditions: Mapping[str, NDArray[np.float32]]
     guidance: float
     hold: Hold | None = None
     control: Control | None = None
@@ -96,6 +97,7 @@ class Flight:
     interval: tuple[float, float] | None = None
     colours: ColourMap | None = None
     preview: Preview | None = None
+    extra: Latents | None = None
     _scaled: Latents = field(init=False)
     _shown: Latents | None = field(init=False, default=None)
 
@@ -111,20 +113,32 @@ class Flight:
     def rows(self) -> int:
         """Rows of the network's batch that the next evaluation takes."""
         if self.interval is None:
-            return len(self.hidden)
+            return len(self.conditions["encoder_hidden_states"])
         low, high = self.interval
-        return len(self.hidden) if low < self.stepper.noise_level(self.at) <= high else 1
+        return len(self.conditions["encoder_hidden_states"]) if low < self.stepper.noise_level(self.at) <= high else 1
 
     @property
     def key(self) -> tuple[object, ...]:
         """Flights with the same key fit into one network call."""
-        return (self.latents.shape, self.hidden.shape[1:])
+        conditions = sorted((name, values.shape[1:]) for name, values in self.conditions.items())
+        return (self.latents.shape, self.channels, *conditions)
 
-    def board(self, sample: Latents, timestep: NDArray[np.float32], context: NDArray[np.float32]) -> None:
+    @property
+    def channels(self) -> int:
+        """Of the network's `sample`."""
+        own: int = self.latents.shape[1]
+        return own if self.extra is None else own + self.extra.shape[1]
+
+    def board(self, inputs: Mapping[str, Array], place: slice) -> None:
         """Writes this flight's rows of the network's inputs."""
-        sample[:] = self.stepper.scale_model_input(self.latents, self.at, self._scaled)
-        timestep[:] = self.stepper.timesteps[self.at]
-        context[:] = self.hidden[-len(context) :]
+        own, count = self.latents.shape[1], place.stop - place.start
+        sample = inputs["sample"][place]
+        sample[:, :own] = self.stepper.scale_model_input(self.latents, self.at, self._scaled)
+        if self.extra is not None:
+            sample[:, own:] = self.extra
+        inputs["timestep"][place] = self.stepper.timesteps[self.at]
+        for name, values in self.conditions.items():
+            inputs[name][place] = values[-count:]
 
     def land(self, output: Latents) -> None:
         """Takes the step that this flight's rows of the network's output lead to; `output` may be changed."""
@@ -160,18 +174,18 @@ class Workspace:
 def advance(unet: Engine, flights: Sequence[Flight], space: Workspace) -> None:
     """One evaluation further for each of the flights, which must have the same `key`. Raises `EngineError`."""
     rows = [flight.rows for flight in flights]
-    first = flights[0]
-    sample = space.take("sample", (sum(rows), *first.latents.shape[1:]))
-    timestep = space.take("timestep", (sum(rows),))
-    output = space.take("output", sample.shape)
-    context = space.take("context", (sum(rows), *first.hidden.shape[1:]))
+    first, total = flights[0], sum(rows)
+    shapes = {"sample": (first.channels, *first.latents.shape[2:]), "timestep": ()}
+    shapes |= {name: values.shape[1:] for name, values in first.conditions.items()}
+    inputs = {name: space.take(name, (total, *shape)) for name, shape in shapes.items()}
+    output = space.take("output", (total, *first.latents.shape[1:]))
     ends = np.cumsum(rows)
     parts = [slice(end - count, end) for end, count in zip(ends, rows, strict=True)]
     for flight, part in zip(flights, parts, strict=True):
-        flight.board(sample[part], timestep[part], context[part])
+        flight.board(inputs, part)
     # A network that overflows is the caller's to find in the latents, not numpy's to warn of on the way.
     with np.errstate(over="ignore", invalid="ignore"):
-        run_into(unet, {"sample": sample, "timestep": timestep, "encoder_hidden_states": context}, {"out_sample": output})
+        run_into(unet, inputs, {"out_sample": output})
         for flight, part in zip(flights, parts, strict=True):
             flight.land(output[part])
 

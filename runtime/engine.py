@@ -23,6 +23,19 @@ class TensorSpec:
     shape: tuple[int | str, ...]
 
 
+def sizes_of(shape: Sequence[int | str], dims: Mapping[str, int]) -> tuple[int, ...]:
+    """A shape in numbers. Free dims are names from `dims`, or made of one: `height/8`, `8*height`. Raises `KeyError` for others."""
+    return tuple(dim if isinstance(dim, int) else _size(dim, dims) for dim in shape)
+
+
+def _size(dim: str, dims: Mapping[str, int]) -> int:
+    if "*" in dim:
+        factor, name = dim.split("*")
+        return int(factor) * dims[name]
+    name, _, divisor = dim.partition("/")
+    return dims[name] // int(divisor or 1)
+
+
 class Engine(Protocol):
     """One compiled network. Safe to call from several threads at once."""
 

@@ -135,8 +135,7 @@ def compare_with_portable(
     """
     portable = backends.find(PORTABLE)
     reference: Engine = portable.compile_graph(bundle.file(bundle.component(component).graph), threads=threads)
-    output = engine.outputs[0].name
-    recorded = [Recorded(inputs, reference.run(inputs)[output]) for inputs in probes(reference, _dims(bundle, component))]
+    recorded = [Recorded(inputs, reference.run(inputs)) for inputs in probes(reference, _dims(bundle, component))]
     record: dict[str, object] = check(component, recorded, engine, (portable.label(), label), precision).model_dump(mode="json")
     return record
 

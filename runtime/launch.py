@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -15,20 +18,27 @@ from platemark.runtime.start import Kept, Origin, first_evaluation, mixed
 Float = NDArray[np.float32]
 
 
+@dataclass(frozen=True)
+class Scene:
+    """What all pictures of a request have in common: `conditions` and `extra` as a `Flight` has them, and the input."""
+
+    conditions: Mapping[str, Float]
+    origin: Origin | None = None
+    extra: Float | None = None
+
+
 def launch(
     request: GenerationRequest,
     scheduler: Scheduler,
     shape: tuple[int, ...],
-    hidden: Float,
+    scene: Scene,
     latents: Float | None = None,
-    origin: Origin | None = None,
     control: Control | None = None,
     colours: ColourMap | None = None,
 ) -> list[Flight]:
-    """One flight for each of the request's pictures, with latents of `shape`, (1, C, h, w); `hidden` is what all of them attend to.
+    """One flight for each of the request's pictures, with latents of `shape`, (1, C, h, w).
 
-    `latents` (n, C, h, w) takes the place of the seeds' noise; `origin` is the input picture; `colours` makes previews.
-    Raises `InputError` for impossible steps.
+    `latents` (n, C, h, w) takes the place of the seeds' noise; `colours` makes previews. Raises `InputError` for impossible steps.
     """
     flights = []
     for k in range(request.n):
@@ -37,7 +47,7 @@ def launch(
         own = drawn if latents is None else latents[k : k + 1]
         if request.variation_seed is not None:
             own = mixed(own, noise.randn(request.variation_seed, shape), request.variation_strength)
-        flight = _one(request, scheduler, generator, own, hidden, origin)
+        flight = _one(request, scheduler, generator, own, scene)
         flight.control, flight.colours, flight.interval = control, colours, request.guidance_interval
         flights.append(flight)
     return flights
@@ -48,18 +58,19 @@ def _one(
     scheduler: Scheduler,
     generator: noise.Generator,
     own: Float,
-    hidden: Float,
-    origin: Origin | None,
+    scene: Scene,
 ) -> Flight:
     """From noise alone, or from an input's latents at the noise of the step that its strength begins with."""
+    origin = scene.origin
     stepper = scheduler.plan(request.num_inference_steps, lambda: generator.randn(own.shape))
     strength = 1.0 if request.strength is None else request.strength
-    hold, at = None, 0
+    hold, at, cells = None, 0, None if origin is None else origin.canvas.cells
     if origin is not None:
         at = first_evaluation(stepper, request.num_inference_steps, strength)
-        hold = None if origin.canvas.cells is None else Kept(stepper, origin.latents, own, origin.canvas.cells)
-    if origin is None or (hold is not None and strength == 1.0):  # nothing of what is painted over shall show through
+    if origin is not None and cells is not None and scene.extra is None:  # a UNet that reads the mask keeps the rest by itself
+        hold = Kept(stepper, origin.latents, own, cells)
+    if origin is None or (cells is not None and strength == 1.0):  # nothing of what is painted over shall show through
         start: Float = own * np.float32(stepper.init_noise_sigma)
     else:
         start = stepper.add_noise(origin.latents, own, at)
-    return Flight(start, stepper, hidden, request.guidance_scale, hold, at=at)
+    return Flight(start, stepper, scene.conditions, request.guidance_scale, hold, at=at, extra=scene.extra)

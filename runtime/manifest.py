@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+
+from platemark.runtime.family import names
 
 Precision = Literal["fp32", "fp16", "bf16", "int8"]  # that an engine computes in; int8: of its weights
 
@@ -174,8 +176,28 @@ class Source(_Strict):
     origin: Origin | None = None
 
 
+def _known_family(name: str) -> str:
+    if name not in names():
+        raise ValueError(f"this Platemark knows {', '.join(names())}")
+    return name
+
+
+class Conditioning(_Strict):
+    """What the UNet reads besides the noisy latents, the time and the text.
+
+    `inpainting`: a mask and the latents of the picture without what is painted anew, as further channels. `guidance_embedding`: the width
+    of the guidance scale's embedding, from which there is no classifier-free guidance; 0: none. `empty_negative_is_zero`: whether no
+    negative prompt is a row of zeros, and not the empty text.
+    """
+
+    inpainting: bool = False
+    guidance_embedding: int = Field(default=0, ge=0)
+    empty_negative_is_zero: bool = False
+
+
 class Manifest(_Strict):
-    """`bundle.json`. `components` keys: `text_encoder`, `unet`, `vae_decoder`, `vae_encoder`, `clip_image`, `clip_text`.
+    """`bundle.json`. `components` keys: `text_encoder`, `text_encoder_2`, `unet`, `controlnet`, `vae_decoder`, `vae_encoder`,
+    `clip_image`, `clip_text`, `safety_checker`; which of them a bundle has is its family's and its checkpoint's affair.
 
     `engines` are those built for other backends, `engines_end_to_end` the whole pipeline on each backend whose engines were compared,
     `default_backend` the one to render with when none is named, and `backends` says otherwise for single components: the fastest of what
@@ -183,11 +205,13 @@ class Manifest(_Strict):
     `files` lists every file of the bundle but `bundle.json` itself: POSIX path → sha256.
     `native_size` is (height, width) in pixels of what the VAE decoder makes at the checkpoint's sample size;
     `output_size` the size delivered when the request names none (a larger one is reached by Lanczos resampling).
+    Latents as the UNet has them are (the VAE's − shift_factor − latents_mean) · scaling_factor / latents_std, the last two by channel.
     """
 
     format_version: Literal[1]
     name: str
-    family: Literal["sd"]
+    family: Annotated[str, AfterValidator(_known_family)]
+    conditioning: Conditioning = Conditioning()
     created_with: str  # "platemark 0.1.0"
     source: Source
     files: dict[str, str]
@@ -204,6 +228,8 @@ class Manifest(_Strict):
     vae_scale_factor: int  # pixels per latent cell, a side
     scaling_factor: float
     shift_factor: float
+    latents_mean: list[float] | None = None
+    latents_std: list[Annotated[float, Field(gt=0)]] | None = None
     max_tokens: int
     default_steps: int
     default_guidance: float

@@ -48,12 +48,13 @@ class Widths:
         heads = unet.get("num_attention_heads") or unet.get("attention_head_dim") or 8  # the latter is what diffusers means by heads
         each = heads if isinstance(heads, list) else [heads] * len(kinds)
         found = tuple((level, int(each[level])) for level, kind in enumerate(kinds) if "Attn" in str(kind))
-        widths = vae.get("block_out_channels") or [0]
+        widths = vae.get("block_out_channels") or vae.get("decoder_block_out_channels") or [0]
+        tiny = vae.get("_class_name") == "AutoencoderTiny"  # has no attention
         return cls(
             attention=found,
             unet=channels[0] + channels[min(1, len(channels) - 1)],
             vae=widths[min(1, len(widths) - 1)],
-            vae_attention=bool(vae) and bool(vae.get("mid_block_add_attention", True)),
+            vae_attention=bool(vae) and not tiny and bool(vae.get("mid_block_add_attention", True)),
             cell=bundle.manifest.vae_scale_factor,
             tiles=bundle.manifest.tiled_decode is not None,
         )

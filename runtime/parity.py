@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from platemark.errors import ParityError
-from platemark.runtime.engine import Array, Engine
+from platemark.runtime.engine import Array, Engine, sizes_of
 from platemark.runtime.manifest import Comparison, Parity
 
 
@@ -34,13 +34,16 @@ class Recorded:
     """One set of inputs and what the reference made of it."""
 
     inputs: dict[str, Array]
-    output: Array
+    outputs: dict[str, Array]
 
 
-def compare(recorded: Recorded, actual: Array) -> Comparison:
-    """How far `actual` is off. Infinite errors and a cosine of -1 where shapes differ or a value is not finite."""
+def compare(recorded: Recorded, actual: Mapping[str, Array]) -> Comparison:
+    """How far `actual` is off, by its worst output. Infinite errors and a cosine of -1 where shapes differ or a value is not finite."""
     shapes = {name: list(value.shape) for name, value in recorded.inputs.items()}
-    expected = recorded.output
+    return max((_compare(shapes, wanted, actual[name]) for name, wanted in recorded.outputs.items()), key=lambda one: one.rel_l2_error)
+
+
+def _compare(shapes: dict[str, list[int]], expected: Array, actual: Array) -> Comparison:
     if actual.shape != expected.shape or not (np.isfinite(actual).all() and np.isfinite(expected).all()):
         return Comparison(shapes=shapes, max_abs_error=np.inf, rel_l2_error=np.inf, cosine=-1.0)
     a, b = actual.astype(np.float64).ravel(), expected.astype(np.float64).ravel()
@@ -60,13 +63,13 @@ def _rounded(value: float) -> float:
 
 
 def check(name: str, recorded: list[Recorded], engine: Engine, labels: tuple[str, str], precision: str = "fp32") -> Parity:
-    """Runs the engine on every recorded input and compares its first output. `name` is the component's, `labels` name reference and
+    """Runs the engine on every recorded input and compares all its outputs. `name` is the component's, `labels` name reference and
     backend. Raises `ParityError` naming the component, the numbers and the bound.
     """
     bound = BOUNDS[precision]
     comparisons = []
     for one in recorded:
-        comparison = compare(one, engine.run(one.inputs)[engine.outputs[0].name])
+        comparison = compare(one, engine.run(one.inputs))
         if not comparison.rel_l2_error <= bound:
             raise ParityError(
                 f"{name} differs from its reference at {_shapes(comparison)}: "
@@ -95,7 +98,7 @@ def probes(engine: Engine, dims: Mapping[str, int], seed: int = 0) -> list[dict[
 def _probe(
     name: str, dtype: np.dtype[np.generic], shape: tuple[int | str, ...], dims: Mapping[str, int], rng: np.random.Generator
 ) -> Array:
-    sizes = tuple(dims[dim] if isinstance(dim, str) else dim for dim in shape)
+    sizes = sizes_of(shape, dims)
     if dtype == np.int64:
         return rng.integers(0, 256, sizes, np.int64)
     if name == "timestep":

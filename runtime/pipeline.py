@@ -24,35 +24,27 @@ from platemark.errors import BundleError, InputError
 from platemark.runtime import noise
 from platemark.runtime.bundle import Bundle
 from platemark.runtime.codec import Codec
+from platemark.runtime.conditioning import Conditioner, Truncation, guided
+from platemark.runtime.control import CONDITION, SCALE, Controlled
 from platemark.runtime.denoise import Control, OnStep, denoise
 from platemark.runtime.engine import Engine
 from platemark.runtime.engines import Weights, opener
-from platemark.runtime.launch import launch
+from platemark.runtime.family import load_family
+from platemark.runtime.inpainting import covered_channels
+from platemark.runtime.launch import Scene, launch
 from platemark.runtime.manifest import TiledDecode
 from platemark.runtime.memory import MemoryPlan, Widths, left, plan_memory
 from platemark.runtime.preview import ColourMap
-from platemark.runtime.prompts import MAX_CHUNKS, PromptEncoder
+from platemark.runtime.prompts import MAX_CHUNKS
 from platemark.runtime.render import is_flat, to_uint8
-from platemark.runtime.request import GenerationRequest
+from platemark.runtime.request import GenerationRequest, check_fits
 from platemark.runtime.schedulers import make_scheduler
 from platemark.runtime.sizes import RenderSize, batch_size, render_size, side_multiple
-from platemark.runtime.start import Canvas, Origin
-from platemark.runtime.tokenizer import FILES as TOKENIZER_FILES
-from platemark.runtime.tokenizer import Tokenizer
+from platemark.runtime.start import Canvas, Origin, condition
 from platemark.runtime.upscale import COMPONENT as UPSCALER
 from platemark.runtime.upscale import Network, check_size, upscale
 
-COMPONENTS = ("text_encoder", "unet", "vae_decoder")
 _SCHEDULER = "scheduler/scheduler_config.json"
-
-
-@dataclass(frozen=True)
-class Truncation:
-    """The end of a text that the text encoder cannot take: as it was written, and its number of tokens."""
-
-    field: str  # "prompt" or "negative_prompt"
-    text: str
-    tokens: int
 
 
 @dataclass(frozen=True)
@@ -60,9 +52,10 @@ class GenerationOutput:
     """The pictures of a request. Unchecked and unmarked.
 
     `images`: uint8 (n, height, width, 3), as delivered. `arrays`: float32 (n, H, W, 3) in [0, 1], before rounding, cut and resizing.
-    `resampled_from`: (H, W) where they were resampled, else None. `flat`: which of them show one colour only. `tiled`: how far they
-    may be off by having been decoded in tiles, for want of memory; None: they were not. `timings`: milliseconds of
-    `text_encoder`, `vae_encoder` (where a picture came in), `denoise`, `vae_decoder` and `resize`, over all pictures.
+    `resampled_from`: (H, W) where they were resampled, else None. `flat`: which of them show one colour only. `guided`: whether
+    they were rendered with classifier-free guidance. `tiled`: how far they may be off by having been decoded in tiles, for want of memory;
+    None: they were not. `timings`: milliseconds of `text_encoder`, `vae_encoder` (where a picture came in), `denoise`, `vae_decoder` and
+    `resize`, over all pictures.
     """
 
     images: NDArray[np.uint8]
@@ -72,6 +65,7 @@ class GenerationOutput:
     resampled_from: tuple[int, int] | None
     truncated: tuple[Truncation, ...]
     flat: tuple[bool, ...]
+    guided: bool
     request: GenerationRequest
     tiled: TiledDecode | None = None
 
@@ -81,8 +75,9 @@ class GenerationOutput:
         cut = tuple(_cut(one) for one in self.truncated)
         if self.tiled is not None:
             cut += (f"decoded in tiles for want of memory: about {self.tiled.psnr:.0f} dB off the whole picture, as the build measured",)
-        unused = bool(self.request.negative_prompt.strip()) and not _guided(self.request)
-        return (*cut, "the negative prompt was not used: it needs a guidance scale above 1") if unused else cut
+        unused = bool(self.request.negative_prompt.strip()) and not self.guided
+        why = "it needs a guidance scale above 1" if self.request.guidance_scale <= 1.0 else "this model's guidance takes none"
+        return (*cut, f"the negative prompt was not used: {why}") if unused else cut
 
 
 class Pipeline:
@@ -105,12 +100,13 @@ class Pipeline:
         self._loads: Callable[..., Pipeline] | None = None
         self._weights: Weights = {}
         self._locks = {name: Lock() for name in bundle.manifest.components}
-        self._prompts = PromptEncoder(_read_tokenizer(bundle), self._hidden)
-        self._scheduler_config = _read_scheduler_config(bundle)
+        self._conditioner = Conditioner(bundle, self.engine)
+        self.scheduler_config = _read_scheduler_config(bundle)
         self._multiple = side_multiple(bundle)
         self._widths = Widths.of(bundle)
         self._codec = Codec(bundle.manifest, self.engine)
-        for name in COMPONENTS:
+        self.components = (*self._conditioner.components, "unet", "vae_decoder")
+        for name in self.components:
             bundle.component(name)
 
     @classmethod
@@ -161,12 +157,26 @@ class Pipeline:
     def warm_up(self) -> None:
         """Compiles the engines and runs each once at the native size, so that the first request is as fast as the next."""
         self.compile()
-        manifest = self.bundle.manifest
-        hidden = self._hidden(np.zeros((2, manifest.max_tokens), dtype=np.int64))
-        latents = np.zeros((1, *self._latent_shape(*manifest.native_size)), dtype=np.float32)
-        inputs = {"sample": np.repeat(latents, 2, axis=0), "timestep": np.zeros(2, np.float32), "encoder_hidden_states": hidden}
-        self.engine("unet").run(inputs)
+        size = RenderSize(*self.bundle.manifest.native_size, resampled=False)
+        latents = np.zeros((1, *self._latent_shape(size.height, size.width)), dtype=np.float32)
+        self.unprompted(size)(latents, np.zeros(1, np.float32))
         self.engine("vae_decoder").run({"latent_sample": latents})
+
+    def denoiser(self) -> Engine:
+        """The network of the denoise loop, which reads what a request's flights bring: the UNet, behind the bundle's ControlNet if any."""
+        unet = self.engine("unet")
+        return Controlled(lambda: self.engine("controlnet"), unet) if "controlnet" in self.bundle.manifest.components else unet
+
+    def unprompted(self, size: RenderSize) -> Callable[[NDArray[np.float32], NDArray[np.float32]], NDArray[np.float32]]:
+        """The denoise loop's network for the empty text: from latents (1, C, h, w), as a sampler scales them, and time (1,), to output."""
+        network, rows, extra = self.denoiser(), self._conditioner.blank(size), self._covered(None, size)
+
+        def evaluate(latents: NDArray[np.float32], timestep: NDArray[np.float32]) -> NDArray[np.float32]:
+            sample = latents if extra is None else np.concatenate([latents, extra], axis=1)
+            output: NDArray[np.float32] = network.run({"sample": sample, "timestep": timestep, **rows})["out_sample"]
+            return output
+
+        return evaluate
 
     def generate(
         self,
@@ -186,6 +196,7 @@ class Pipeline:
         Raises `InputError`, `BundleError` (an input picture and no encoder, or previews and no colours), `EngineError`, `Cancelled`,
         `DeadlineExceeded`, and `RenderError` where a network gives NaN or infinite values.
         """
+        check_fits(self.bundle.manifest, request)
         timings: dict[str, float] = {}
         seeds = tuple(noise.image_seed(request.seed, k) for k in range(request.n))
         check_size(request.height, request.width, request.upscale, self.bundle.manifest.upscaler)
@@ -194,16 +205,16 @@ class Pipeline:
         if latents is not None:
             latents = _checked(latents, (request.n, *shape[1:]))
         colours = self._colours() if previews else None
-        scheduler = make_scheduler(request.scheduler, self._scheduler_config, request.eta)
+        scheduler = make_scheduler(request.scheduler, self.scheduler_config, request.eta)
         scheduler.plan(request.num_inference_steps)  # refuses impossible steps before any work
         self.compile()
         plan = self.plan_memory(request, size)
         with _timed(timings, "text_encoder"):
-            hidden, truncated = self._context(request)
-        origin = None if request.image is None else self._origin(request, size, timings)
-        flights = launch(request, scheduler, shape, hidden, latents, origin, control, colours)
+            rows, truncated = self._conditioner.rows(request, size, self._max_chunks())
+        scene = self._scene(request, size, rows, timings)
+        flights = launch(request, scheduler, shape, scene, latents, control, colours)
         with _timed(timings, "denoise"):
-            denoise(self.engine("unet"), flights, plan.batch, on_step)
+            denoise(self.denoiser(), flights, plan.batch, on_step)
         arrays = []
         with _timed(timings, "vae_decoder"):
             for flight, seed in zip(flights, seeds, strict=True):
@@ -214,7 +225,8 @@ class Pipeline:
             images = np.empty((request.n, request.upscale * request.height, request.upscale * request.width, 3), np.uint8)
             for image, array in zip(images, arrays, strict=True):
                 delivered = size.deliver(to_uint8(array), request.height, request.width)
-                image[...] = self.enlarged(delivered if origin is None else origin.canvas.composed(delivered), request.upscale)
+                composed = delivered if scene.origin is None else scene.origin.canvas.composed(delivered)
+                image[...] = self.enlarged(composed, request.upscale)
         return GenerationOutput(
             images=images,
             arrays=_joined(arrays),
@@ -223,13 +235,14 @@ class Pipeline:
             resampled_from=(size.height, size.width) if size.resampled or request.upscale > 1 else None,
             truncated=truncated,
             flat=tuple(is_flat(image) for image in images),
+            guided=guided(self.bundle.manifest, request),
             request=request,
             tiled=self.bundle.manifest.tiled_decode if plan.tiled else None,
         )
 
     def plan_memory(self, request: GenerationRequest, size: RenderSize) -> MemoryPlan:
         """How the request is rendered in the memory that is left. Raises `InputError` where it cannot be."""
-        rows = 2 if _guided(request) else 1
+        rows = 2 if guided(self.bundle.manifest, request) else 1
         free = left(self._memory_budget)
         return plan_memory(self._widths, size, batch_size(self.bundle.manifest, size), rows, free)
 
@@ -245,10 +258,10 @@ class Pipeline:
 
         Raises `EngineError`.
         """
-        if all(name in self.engines for name in COMPONENTS):
+        if all(name in self.engines for name in self.components):
             return
-        with ThreadPoolExecutor(len(COMPONENTS)) as pool:
-            list(pool.map(self.engine, COMPONENTS))
+        with ThreadPoolExecutor(len(self.components)) as pool:
+            list(pool.map(self.engine, self.components))
 
     def _colours(self) -> ColourMap:
         colours = self.bundle.manifest.latent_colours
@@ -256,24 +269,33 @@ class Pipeline:
             raise BundleError("the bundle does not say how its latents show as colours", "do without previews, or rebuild the bundle")
         return ColourMap(colours)
 
-    def _origin(self, request: GenerationRequest, size: RenderSize, timings: dict[str, float]) -> Origin:
-        assert request.image is not None
-        cell = self.bundle.manifest.vae_scale_factor
-        canvas = Canvas.of(request.image, request.mask_image, (request.height, request.width), size, cell)
-        with _timed(timings, "vae_encoder"):
-            return Origin(canvas, self._codec.encode(canvas.rendered))
+    def _scene(
+        self, request: GenerationRequest, size: RenderSize, rows: dict[str, NDArray[np.float32]], timings: dict[str, float]
+    ) -> Scene:
+        """What the request's pictures have in common: the rows, and what comes of the pictures that it brings."""
+        target, origin, extra = (request.height, request.width), None, None
+        if request.image is not None:
+            canvas = Canvas.of(request.image, request.mask_image, target, size, self.bundle.manifest.vae_scale_factor)
+            with _timed(timings, "vae_encoder"):
+                origin = Origin(canvas, self._codec.encode(canvas.rendered))
+        if self.bundle.manifest.conditioning.inpainting:
+            with _timed(timings, "vae_encoder"):
+                extra = self._covered(None if origin is None else origin.canvas, size)
+        if request.control_image is not None:
+            count = len(rows["encoder_hidden_states"])
+            given = np.repeat(condition(request.control_image, target, size), count, axis=0)
+            rows = rows | {CONDITION: given, SCALE: np.full(count, request.control_scale, np.float32)}
+        return Scene(rows, origin, extra)
+
+    def _covered(self, canvas: Canvas | None, size: RenderSize) -> NDArray[np.float32] | None:
+        """The further channels of a UNet that reads a mask; None for any other."""
+        if not self.bundle.manifest.conditioning.inpainting:
+            return None
+        return covered_channels(self._codec, canvas, size, self.bundle.manifest.vae_scale_factor)
 
     def _latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
         manifest = self.bundle.manifest
         return manifest.latent_channels, height // manifest.vae_scale_factor, width // manifest.vae_scale_factor
-
-    def _context(self, request: GenerationRequest) -> tuple[NDArray[np.float32], tuple[Truncation, ...]]:
-        """Hidden states (rows, tokens, dim): the negative prompt first, and only where there is guidance."""
-        texts = {"negative_prompt": request.negative_prompt} if _guided(request) else {}
-        texts["prompt"] = request.prompt
-        hidden, encoded = self._prompts.encode_all(list(texts.values()), self._max_chunks())
-        cut = tuple(Truncation(field, one.cut, one.cut_tokens) for field, one in zip(texts, encoded, strict=True) if one.cut_tokens)
-        return hidden, cut
 
     def _max_chunks(self) -> int:
         """How many windows of the text encoder the UNet can attend to: any, unless its engine was compiled for a number of tokens."""
@@ -281,28 +303,16 @@ class Pipeline:
         tokens = shape[1] if len(shape) == 3 else "tokens"
         return max(1, tokens // self.bundle.manifest.max_tokens) if isinstance(tokens, int) else MAX_CHUNKS
 
-    def _hidden(self, ids: NDArray[np.int64]) -> NDArray[np.float32]:
-        return self.engine("text_encoder").run({"input_ids": ids})["last_hidden_state"]
-
 
 def _read_scheduler_config(bundle: Bundle) -> dict[str, Any]:
-    """The checkpoint's config, with the two fields that diffusers' StableDiffusionPipeline sets on any scheduler it is given."""
+    """The checkpoint's config, with the fields that its family's reference pipeline sets on any scheduler that it is given."""
     try:
         config = json.loads(bundle.file(_SCHEDULER).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise BundleError(f"{_SCHEDULER} cannot be read", "rebuild the bundle from a whole checkpoint") from error
     if not isinstance(config, dict):
         raise BundleError(f"{_SCHEDULER} holds no config", "rebuild the bundle from a whole checkpoint")
-    return {**config, "steps_offset": 1, "clip_sample": False}
-
-
-def _read_tokenizer(bundle: Bundle) -> Tokenizer:
-    return Tokenizer.load(bundle.folder("tokenizer", TOKENIZER_FILES), bundle.manifest.max_tokens)
-
-
-def _guided(request: GenerationRequest) -> bool:
-    """Whether the request renders with classifier-free guidance, without which a negative prompt has no place."""
-    return request.guidance_scale > 1.0
+    return {**config, **load_family(bundle.manifest.family).forced(bundle.manifest.conditioning.inpainting)}
 
 
 def _cut(one: Truncation) -> str:

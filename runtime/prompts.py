@@ -23,13 +23,16 @@ CACHE_BYTES = 64 << 20
 _LOOK_BACK = 20  # tokens that a chunk may leave empty so as not to part a word
 
 Hidden = NDArray[np.float32]
+Encode = Callable[[NDArray[np.int64]], tuple[Hidden, Hidden | None]]
 
 
 @dataclass(frozen=True)
 class EncodedPrompt:
-    """`hidden`: float32 (tokens, dim), read-only, whole chunks long. `cut`: the end of the text that found no room, of `cut_tokens`."""
+    """`hidden`: float32 (tokens, dim), read-only, whole chunks long. `pooled`: the first chunk as one vector (dim,), where the encoder
+    makes one. `cut`: the end of the text that found no room, of `cut_tokens`."""
 
     hidden: Hidden
+    pooled: Hidden | None
     cut: str
     cut_tokens: int
 
@@ -45,8 +48,8 @@ class _Token:
 class PromptEncoder:
     """One bundle's text encoder. Safe to share between threads. Each text is encoded by itself, so its vectors never depend on others."""
 
-    def __init__(self, tokenizer: Tokenizer, encode: Callable[[NDArray[np.int64]], Hidden], *, cache_bytes: int = CACHE_BYTES) -> None:
-        """`encode`: ids (chunks, max_tokens) to hidden states (chunks, max_tokens, dim)."""
+    def __init__(self, tokenizer: Tokenizer, encode: Encode, *, cache_bytes: int = CACHE_BYTES) -> None:
+        """`encode`: ids (chunks, max_tokens) to hidden states (chunks, max_tokens, dim), and one vector a chunk (chunks, dim) or None."""
         self._tokenizer = tokenizer
         self._encode = encode
         self._cache = _Cache(cache_bytes)
@@ -57,14 +60,10 @@ class PromptEncoder:
         found = self._cache.get(key)
         return found if found is not None else self._cache.put(key, self._encoded(text, max_chunks))
 
-    def encode_all(self, texts: list[str], max_chunks: int = MAX_CHUNKS) -> tuple[Hidden, list[EncodedPrompt]]:
-        """Hidden states (len(texts), tokens, dim), shorter texts filled up with chunks that say nothing; and each text by itself."""
-        encoded = [self.encode(text, max_chunks) for text in texts]
-        longest = max(len(one.hidden) for one in encoded)
-        rows = [one.hidden if len(one.hidden) == longest else self._filled(one.hidden, longest) for one in encoded]
-        return np.stack(rows), encoded
-
-    def _filled(self, hidden: Hidden, tokens: int) -> Hidden:
+    def filled(self, hidden: Hidden, tokens: int) -> Hidden:
+        """Hidden states as long as `tokens`, filled up with chunks that say nothing."""
+        if len(hidden) == tokens:
+            return hidden
         empty = self.encode("").hidden
         return np.concatenate([hidden] + [empty] * ((tokens - len(hidden)) // len(empty)))
 
@@ -72,7 +71,8 @@ class PromptEncoder:
         chunks = _chunks(list(self._tokens(parse(text))), self._tokenizer.max_tokens - 2)
         kept, cut = chunks[:max_chunks], chunks[max_chunks:]
         ids = np.stack([self._tokenizer.frame([token.id for token in chunk]) for chunk in kept])
-        hidden = self._encode(ids).astype(np.float32)
+        hidden, pooled = self._encode(ids)
+        hidden = hidden.astype(np.float32)
         weights = np.ones(hidden.shape[:2], np.float32)
         for row, chunk in zip(weights, kept, strict=True):
             row[1 : len(chunk) + 1] = [token.weight for token in chunk]
@@ -81,7 +81,8 @@ class PromptEncoder:
             hidden = empty + weights[..., np.newaxis] * (hidden - empty)
         flat = np.ascontiguousarray(hidden.reshape(-1, hidden.shape[-1]))
         flat.setflags(write=False)
-        return EncodedPrompt(flat, cut[0][0].rest() if cut else "", sum(map(len, cut)))
+        whole = None if pooled is None else pooled[0].astype(np.float32)
+        return EncodedPrompt(flat, whole, cut[0][0].rest() if cut else "", sum(map(len, cut)))
 
     def _tokens(self, segments: tuple[Segment, ...]) -> Iterator[_Token]:
         for place, segment in enumerate(segments):
@@ -117,7 +118,7 @@ class _Cache:
 
 
 def _size(key: str, value: EncodedPrompt) -> int:
-    return value.hidden.nbytes + 4 * (len(key) + len(value.cut))
+    return value.hidden.nbytes + (0 if value.pooled is None else value.pooled.nbytes) + 4 * (len(key) + len(value.cut))
 
 
 def _rest(segments: tuple[Segment, ...], place: int, start: int) -> Callable[[], str]:

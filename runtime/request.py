@@ -25,6 +25,7 @@ MIN_SIZE, MAX_SIZE = 64, 4096  # pixels
 MAX_GUIDANCE = 50.0
 MAX_STEPS = 1000
 MAX_IMAGES = 64
+MAX_CONTROL = 2.0
 DEFAULT_STRENGTH = 0.8
 MAX_PIXELS = 2**27  # delivered by one request: 384 MiB as uint8 RGB, which a caller that marks and encodes them holds three times
 
@@ -42,7 +43,8 @@ class GenerationRequest:
     that of `variation_seed`. `guidance_interval`: the noise levels σ (low, high] at which there is guidance (noise over signal; None:
     all); elsewhere a step costs half. `eta` (0 to 1): how much noise the steps of DDIM or TCD draw; None: 0, and TCD's 0.3.
     `upscale`: how many times as large as `height` and `width` the finished picture is delivered.
-    Raises `InputError` where a value is out of range or goes with nothing.
+    `control_image` (uint8 RGB) is what the bundle's ControlNet sees, fitted like `image`, and `control_scale` how strongly it steers (0 to
+    2; 1 as trained). Raises `InputError` where a value is out of range or goes with nothing.
     """
 
     prompt: str
@@ -63,6 +65,8 @@ class GenerationRequest:
     guidance_interval: tuple[float, float] | None = None
     eta: float | None = None
     upscale: int = 1
+    control_image: NDArray[np.uint8] | None = field(default=None, compare=False, repr=False)
+    control_scale: float | None = None
 
     def __post_init__(self) -> None:
         check_prompt_text(self.prompt)
@@ -82,6 +86,8 @@ class GenerationRequest:
         if self.scheduler is not None and self.scheduler not in NAMES:
             raise InputError(f"unknown scheduler {str(self.scheduler)[:40]!r}", f"choose one of {', '.join(NAMES)}")
         check_input_picture(self.image, self.mask_image)
+        check_input_picture(self.control_image, None)
+        object.__setattr__(self, "control_scale", self._control_scale())
         object.__setattr__(self, "variation_strength", _number("variation_strength", self.variation_strength, 1.0))
         object.__setattr__(self, "strength", self._strength())
         if self.eta is not None:
@@ -101,10 +107,22 @@ class GenerationRequest:
             return DEFAULT_STRENGTH if self.mask_image is None else 1.0
         return _number("strength", self.strength, 1.0)
 
+    def _control_scale(self) -> float | None:
+        if self.control_image is None:
+            if self.control_scale is not None:
+                raise InputError("a control scale without a control image", "give the picture that controls, or leave control_scale out")
+            return None
+        return 1.0 if self.control_scale is None else _number("control_scale", self.control_scale, MAX_CONTROL)
+
     @property
     def operation(self) -> Literal["text2img", "img2img", "inpaint", "upscale"]:
         """`text2img`, `img2img` or `inpaint`; `upscale` for an `UpscaleRequest`."""
         return "text2img" if self.image is None else "img2img" if self.mask_image is None else "inpaint"
+
+    @property
+    def brought(self) -> tuple[NDArray[np.uint8], ...]:
+        """The pictures that the request brings: what it starts from, and what controls it."""
+        return tuple(picture for picture in (self.image, self.control_image) if picture is not None)
 
     @classmethod
     def make(
@@ -121,8 +139,9 @@ class GenerationRequest:
         """A request with the bundle's defaults where neither a setting nor the style says otherwise; a seed of None or -1 is drawn.
 
         `settings`: `num_inference_steps`, `guidance_scale`, `guidance_interval`, `height`, `width`, `scheduler`, `image`, `mask_image`,
-        `strength`, `variation_seed`, `variation_strength`, `eta`, `upscale`; None counts as not given. Without a size an input picture
-        gives its own. `style` is as `style.load_style` takes it. Raises `InputError`.
+        `strength`, `variation_seed`, `variation_strength`, `eta`, `upscale`, `control_image`, `control_scale`; None counts as not given.
+        Without a size the input picture gives its own, else the one that controls. `style` is as `style.load_style` takes it. Raises
+        `InputError`.
         """
         check_prompt_text(prompt)  # before a style's words would hide that there is none
         worn = None if style is None else load_style(style)
@@ -131,9 +150,10 @@ class GenerationRequest:
             raise InputError(f"unknown setting {unknown[0]!r}", "see GenerationRequest for the names")
         given = {name: value for name, value in settings.items() if value is not None}
         height, width = manifest.output_size
-        if given.get("image") is not None:
-            check_input_picture(given["image"], given.get("mask_image"))
-            height, width = given["image"].shape[:2]
+        for name, mask in (("control_image", None), ("image", given.get("mask_image"))):
+            if given.get(name) is not None:
+                check_input_picture(given[name], mask)
+                height, width = given[name].shape[:2]
         defaults = {"num_inference_steps": manifest.default_steps, "guidance_scale": manifest.default_guidance}
         chosen: dict[str, Any] = {**defaults, "height": height, "width": width, "scheduler": manifest.default_scheduler}
         chosen |= ({} if worn is None else worn.settings()) | given
@@ -141,7 +161,9 @@ class GenerationRequest:
         texts: dict[str, Any] = {"prompt": prompt, "negative_prompt": negative_prompt or ""}
         if worn is not None:
             texts = {"prompt": worn.prompt(prompt), "negative_prompt": worn.negative(negative_prompt or ""), "style": worn.name}
-        return cls(**texts, seed=drawn, n=n, **chosen)
+        request = cls(**texts, seed=drawn, n=n, **chosen)
+        check_fits(manifest, request)
+        return request
 
     def settings(self) -> dict[str, str]:
         """What decided the picture besides prompt and seed, as text; without the prompts."""
@@ -156,6 +178,7 @@ class GenerationRequest:
             **({} if self.eta is None else {"eta": f"{self.eta:g}"}),
             **({} if self.guidance_interval is None else {"guidance_interval": "{:g}:{:g}".format(*self.guidance_interval)}),
             **({} if self.upscale == 1 else {"upscale": str(self.upscale)}),
+            **({} if self.control_scale is None else {"control_scale": f"{self.control_scale:g}"}),
             **({"variation": f"{self.variation_seed}:{self.variation_strength:g}"} if self.variation_strength else {}),
         }
 
@@ -185,6 +208,12 @@ class UpscaleRequest(GenerationRequest):
     def settings(self) -> dict[str, str]:
         """What decided the picture."""
         return {"upscale": str(self.upscale)}
+
+
+def check_fits(manifest: Manifest, request: GenerationRequest) -> None:
+    """Raises `InputError` where the request asks for what the bundle has no network for."""
+    if request.control_image is not None and "controlnet" not in manifest.components:
+        raise InputError("this bundle has no ControlNet", "leave the control image out, or build with --controlnet FOLDER")
 
 
 def check_prompt_text(prompt: Any) -> None:

@@ -26,13 +26,14 @@ PAINT = 128  # a mask's level from which on a pixel is painted anew
 class Canvas:
     """An input picture at the sizes of a request. `delivered`: uint8 (height, width, 3); `rendered`: as the networks take it, (H, W, 3).
 
-    `paint`: where the picture is made anew, bool (height, width); None: everywhere. `cells`: the same over latent cells (h, w), true where
-    any pixel of the cell is.
+    `paint`: where the picture is made anew, bool (height, width); None: everywhere. `covered`: the same as it is rendered, (H, W);
+    `cells`: over latent cells (h, w), true where any pixel of the cell is.
     """
 
     delivered: Picture
     rendered: Picture
     paint: NDArray[np.bool_] | None
+    covered: NDArray[np.bool_] | None
     cells: NDArray[np.bool_] | None
 
     @classmethod
@@ -41,16 +42,23 @@ class Canvas:
         delivered = fit(image, *target)
         rendered = _placed(delivered, size)
         if mask is None:
-            return cls(delivered, rendered, None, None)
+            return cls(delivered, rendered, None, None, None)
         paint = fit(np.repeat(mask[..., np.newaxis], 3, axis=2), *target)[..., 0] >= PAINT
         wide = _placed(np.repeat(paint[..., np.newaxis], 3, axis=2).astype(np.uint8) * 255, size)[..., 0] > 0
         rows, columns = wide.shape[0] // cell, wide.shape[1] // cell
         cells: NDArray[np.bool_] = np.asarray(wide.reshape(rows, cell, columns, cell).any(axis=(1, 3)))
-        return cls(delivered, rendered, paint, cells)
+        return cls(delivered, rendered, paint, wide, cells)
 
     def composed(self, picture: Picture) -> Picture:
         """`picture` (height, width, 3) where it was to be made anew, the input bit for bit elsewhere."""
         return picture if self.paint is None else np.where(self.paint[..., np.newaxis], picture, self.delivered)
+
+
+def condition(picture: Picture, target: tuple[int, int], size: RenderSize) -> Float:
+    """A ControlNet's picture as it takes it, (1, 3, H, W) in [0, 1]: fitted as an input picture is."""
+    placed = _placed(fit(picture, *target), size)
+    values: Float = np.ascontiguousarray(placed.transpose(2, 0, 1)[np.newaxis], np.float32) / np.float32(255.0)
+    return values
 
 
 def _placed(picture: Picture, size: RenderSize) -> Picture:

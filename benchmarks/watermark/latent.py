@@ -38,6 +38,7 @@ from platemark.runtime.bundle import open_bundle
 from platemark.runtime.pipeline import Pipeline
 from platemark.runtime.request import GenerationRequest
 from platemark.runtime.schedulers import make_scheduler
+from platemark.runtime.sizes import RenderSize
 
 STRENGTH, STEPS = 0.3, 20
 WRONG_KEYS = 250  # a picture
@@ -74,10 +75,9 @@ def img2img(picture: Pixels, seed: int, side: int) -> Pixels:
     latents = to_latents(resized(picture, side))
     fresh = np.random.default_rng(seed).standard_normal(latents.shape).astype(np.float32)
     latents = stepper.add_noise(latents, fresh, first)
-    hidden = inverter().empty_prompt
+    network = inverter().pipeline.unprompted(RenderSize(side, side, resampled=False))
     for i in range(first, STEPS):
-        inputs = {"sample": latents, "timestep": stepper.timesteps[i : i + 1], "encoder_hidden_states": hidden}
-        latents = stepper.step(inverter().pipeline.engine("unet").run(inputs)["out_sample"], i, latents)
+        latents = stepper.step(network(latents, stepper.timesteps[i : i + 1]), i, latents)
     return resized(to_picture(latents), len(picture))
 
 

@@ -7,7 +7,7 @@ network at the less noisy end. Knows nothing of marks or keys.
 
 from __future__ import annotations
 
-import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -15,21 +15,17 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from platemark.errors import BundleError
 from platemark.runtime.bundle import Bundle
-from platemark.runtime.engine import Engine
+from platemark.runtime.codec import Codec
 from platemark.runtime.pipeline import Pipeline
-from platemark.runtime.prompts import PromptEncoder
 from platemark.runtime.schedulers import Stepper, make_scheduler
-from platemark.runtime.sizes import render_size, side_multiple
-from platemark.runtime.tokenizer import FILES as TOKENIZER_FILES
-from platemark.runtime.tokenizer import Tokenizer
+from platemark.runtime.sizes import RenderSize, render_size, side_multiple
 
 STEPS = 12
 MAX_PIXELS = 1024 * 1024  # larger pictures are tried at the native size only
-_SCHEDULER = "scheduler/scheduler_config.json"
 
 Latents = NDArray[np.float32]
+Network = Callable[[Latents, NDArray[np.float32]], Latents]
 
 
 @dataclass(frozen=True)
@@ -40,7 +36,7 @@ class Inverter:
 
     def guesses(self, image: NDArray[np.uint8]) -> list[Latents]:
         """Guesses of the initial noise, (C, h, w) each, of a picture (H, W, 3), one for every size that it may have been rendered at: the
-        model's native one, and its own. Raises `BundleError` where the bundle has no VAE encoder or no noise schedule, `EngineError`."""
+        model's native one, and its own. Raises `BundleError` where the bundle has no VAE encoder, `EngineError`."""
         manifest, (height, width) = self.pipeline.bundle.manifest, image.shape[:2]
         own = render_size(manifest, side_multiple(self.pipeline.bundle), height, width)
         found = []
@@ -51,30 +47,15 @@ class Inverter:
         return found
 
     def _inverted(self, image: NDArray[np.uint8]) -> Latents:
-        manifest = self.pipeline.bundle.manifest
-        sample = np.ascontiguousarray((image.astype(np.float32) / 127.5 - 1).transpose(2, 0, 1)[None])
-        mean = self.pipeline.engine("vae_encoder").run({"sample": sample})["latent_mean"]
-        latents = (mean - np.float32(manifest.shift_factor)) * np.float32(manifest.scaling_factor)
-        noise = invert(self.pipeline.engine("unet"), *self._schedule, np.asarray(latents, dtype=np.float32), self.empty_prompt)
-        return np.asarray(noise[0], dtype=np.float32)
-
-    @cached_property
-    def empty_prompt(self) -> NDArray[np.float32]:
-        bundle = self.pipeline.bundle
-        tokenizer = Tokenizer.load(bundle.folder("tokenizer", TOKENIZER_FILES), bundle.manifest.max_tokens)
-        text = self.pipeline.engine("text_encoder")
-        encoder = PromptEncoder(tokenizer, lambda ids: text.run({"input_ids": ids})["last_hidden_state"])
-        return np.asarray(encoder.encode("").hidden[None], dtype=np.float32)
+        latents = Codec(self.pipeline.bundle.manifest, self.pipeline.engine).encode(image)
+        network = self.pipeline.unprompted(RenderSize(image.shape[0], image.shape[1], resampled=False))
+        return np.asarray(invert(network, *self._schedule, latents)[0], dtype=np.float32)
 
     @cached_property
     def _schedule(self) -> tuple[Stepper, str]:
-        try:
-            config = json.loads(self.pipeline.bundle.file(_SCHEDULER).read_text(encoding="utf-8"))
-            kind = str(config.get("prediction_type", "epsilon"))
-        except (OSError, ValueError, AttributeError) as error:
-            raise BundleError(f"{_SCHEDULER} cannot be read", "rebuild the bundle from a whole checkpoint") from error
-        stepper = make_scheduler("ddim", {**config, "steps_offset": 1, "clip_sample": False}).plan(STEPS)  # as the pipeline reads it
-        return stepper, kind
+        config = self.pipeline.scheduler_config
+        kind = str(config.get("prediction_type", "epsilon"))
+        return make_scheduler("ddim", {**config, "clip_sample": False}).plan(STEPS), kind
 
 
 def latent_shape(bundle: Bundle, height: int, width: int) -> tuple[int, int, int]:
@@ -83,15 +64,18 @@ def latent_shape(bundle: Bundle, height: int, width: int) -> tuple[int, int, int
     return manifest.latent_channels, size.height // manifest.vae_scale_factor, size.width // manifest.vae_scale_factor
 
 
-def invert(unet: Engine, stepper: Stepper, kind: str, latents: Latents, hidden: NDArray[np.float32]) -> Latents:
-    """Latents (1, C, h, w), as the VAE has them, back along the steps of a variance-preserving sampler to noise. `hidden` (1, tokens, dim);
-    `kind`: what the network predicts, as checkpoints' scheduler configs name it."""
+def invert(network: Network, stepper: Stepper, kind: str, latents: Latents) -> Latents:
+    """Latents (1, C, h, w), as the UNet has them, back along the steps of a variance-preserving sampler to noise. `network`: from latents
+    and time (1,) to what it predicts, of which `kind` is the name in checkpoints' scheduler configs."""
     one, zero = np.ones(1, dtype=np.float32), np.zeros(1, dtype=np.float32)
-    levels = [(stepper.add_noise(one, zero, i), stepper.add_noise(zero, one, i)) for i in range(len(stepper.timesteps) + 1)]
+    levels: list[tuple[Latents, Latents]] = [
+        (stepper.add_noise(one, zero, i), stepper.add_noise(zero, one, i)) for i in range(len(stepper.timesteps) + 1)
+    ]
     for i in range(len(stepper.timesteps) - 1, -1, -1):
-        inputs = {"sample": latents, "timestep": stepper.timesteps[i : i + 1], "encoder_hidden_states": hidden}
-        output = unet.run(inputs)["out_sample"]
+        output: Latents = network(latents, stepper.timesteps[i : i + 1])
         signal, noise = levels[i + 1]
+        original: NDArray[np.floating]
+        epsilon: NDArray[np.floating]
         if kind == "epsilon":
             original, epsilon = (latents - noise * output) / signal, output
         elif kind == "sample":

@@ -27,7 +27,7 @@ class LoggedGate:
     def admit(self, request: GenerationRequest, subject: Subject) -> None:
         """As `prompt`, before any work: only what keeps the request out is logged, since `prompt` decides anew when the request runs."""
         with self._failures("prompt", subject, None):
-            decision = self.gate.check_prompt(request.prompt, request.negative_prompt, input_image=request.image is not None)
+            decision = self.gate.check_prompt(request.prompt, request.negative_prompt, input_image=bool(request.brought))
         if not decision.allowed:
             self.log.write(decision_record(decision, subject))
         admitted(decision)
@@ -35,7 +35,7 @@ class LoggedGate:
     def prompt(self, request: GenerationRequest, subject: Subject, consent: str | None = None) -> Decision:
         """The decision on a request's texts, logged. Raises `PolicyBlocked` where it blocks."""
         with self._failures("prompt", subject, None):
-            brings = request.image is not None
+            brings = bool(request.brought)
             decision = self.gate.check_prompt(request.prompt, request.negative_prompt, input_image=brings, consent=consent)
         self.log.write(decision_record(decision, subject))
         return admitted(decision)

@@ -88,9 +88,9 @@ class Press:
         `settings` are those of `GenerationRequest`: `negative_prompt`, `num_inference_steps`, `guidance_scale`, `height`, `width`,
         `scheduler`, `strength`, …, and `style`, whose words the gate sees joined to the prompts. `image` (a path, a file's bytes, a uint8
         RGB array or a Pillow image) is what the pictures are made from, and becomes their C2PA ingredient; `mask_image` says where it is
-        painted anew (128 and more of gray). The gate looks at it before anything is rendered. `consent` refers to the consent of the
-        people concerned, and goes into log and record. `file_format` is `png`, `jpeg` or `webp`. `watch` hears stages and steps, and
-        can end the request.
+        painted anew (128 and more of gray). Among the settings, `control_image` is brought in the same ways, for the bundle's ControlNet
+        to see. The gate looks at both before anything is rendered. `consent` refers to the consent of the people concerned, and goes into
+        log and record. `file_format` is `png`, `jpeg` or `webp`. `watch` hears stages and steps, and can end the request.
 
         Raises `InputError` (a setting out of range), `PolicyBlocked` (the prompt, or the input picture), `SafetyUnavailable`,
         `ProvenanceUnavailable`, `EngineError`, `Cancelled`, `DeadlineExceeded`; then nothing was released. There are always `n` results:
@@ -99,6 +99,8 @@ class Press:
         opened = None if image is None else open_picture(image)
         mask = None if mask_image is None else open_mask(mask_image)
         pixels, parent = (None, None) if opened is None else (opened.pixels, opened.data)
+        if settings.get("control_image") is not None:
+            settings["control_image"] = open_picture(settings["control_image"]).pixels
         request = self.admit(prompt, n=n, seed=seed, image=pixels, mask_image=mask, **settings)
         return list(self.run(request, file_format=file_format, consent=consent, parent=parent, watch=watch))
 
@@ -170,12 +172,11 @@ class Press:
         return replace(self._release(proof, file_format, opened.data, watch.on_stage), request_id=subject.request_id)
 
     def _admitted(self, request: GenerationRequest, subject: Subject, consent: str | None, say: Observer) -> tuple[Decision, ...]:
-        """The decisions that let the request go on: on its words, and on the picture that it brings."""
+        """The decisions that let the request go on: on its words, and on each picture that it brings."""
         words = self._logged.prompt(request, subject, consent)
-        if request.image is None:
-            return (words,)
-        say("check_input_image")
-        return words, self._logged.input_image(request.image, subject, consent, words)
+        if request.brought:
+            say("check_input_image")
+        return (words, *(self._logged.input_image(picture, subject, consent, words) for picture in request.brought))
 
     def _noise(self, request: GenerationRequest) -> Noise | None:
         """The marked noise that a picture begins with, where the policy wants it and the picture begins with noise."""
@@ -239,7 +240,7 @@ class Press:
         bundle, request = self.pipeline.bundle, proof.request
         name, sha256, filtered = self._model(request)
         settings = request.settings() | ({} if request.upscale == 1 else {"upscale": f"{request.upscale} {filtered}"}) | _named(self.loras)
-        brought = [] if request.image is None else [hashlib.sha256(request.image.tobytes()).hexdigest()]
+        brought = [hashlib.sha256(picture.tobytes()).hexdigest() for picture in request.brought]
         return Facts(
             model_name=name,
             model_sha256=sha256,

@@ -139,6 +139,7 @@ def test_the_command_line_takes_pictures(state_home: Path, apple: bytes, tmp_pat
     ("options", "said"),
     [
         (("--mask", "m.png"), "--mask without --image"),
+        (("--control-scale", "0.5"), "--control-scale without --control"),
         (("--outpaint", "9"), "--outpaint without --image"),
         (("--invert-mask",), "--invert-mask without --mask"),
         (("--strength", 0.5), "strength without an image"),

@@ -172,19 +172,19 @@ def opened(checkpoint_folder: Path) -> Any:
 @pytest.fixture(scope="session")
 def modules(opened: Any) -> dict[str, Any]:
     """The torch reference of every component."""
-    from platemark.optimize.export import specs
-    from platemark.optimize.modules import WRAPPERS, load_part
+    from platemark.optimize.modules import load_part, wrapped
+    from platemark.optimize.specs import specs
 
     nets = {name: load_part(part) for name, part in opened.parts.items()}
-    return {name: WRAPPERS[name](nets[spec.part]).eval() for name, spec in specs(opened).items()}
+    return {name: wrapped(spec, nets[spec.part], opened.family) for name, spec in specs(opened).items()}
 
 
 @pytest.fixture(scope="session")
 def graphs(opened: Any, modules: dict[str, Any]) -> dict[str, bytes]:
     """The graph file of every component: exporting takes seconds, so once."""
     from platemark.optimize.components import export_linked
-    from platemark.optimize.export import specs
     from platemark.optimize.parity import make_cases
+    from platemark.optimize.specs import specs
 
     return {name: export_linked(spec, modules[name], opened.parts[spec.part], make_cases(spec)[0]) for name, spec in specs(opened).items()}
 
@@ -192,7 +192,7 @@ def graphs(opened: Any, modules: dict[str, Any]) -> dict[str, bytes]:
 @pytest.fixture(scope="session")
 def graph_folder(opened: Any, graphs: dict[str, bytes], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The graph files beside their weights, as in a bundle."""
-    from platemark.optimize.export import specs
+    from platemark.optimize.specs import specs
 
     root = tmp_path_factory.mktemp("graphs")
     for name, spec in specs(opened).items():

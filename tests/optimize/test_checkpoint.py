@@ -13,7 +13,9 @@ import pytest
 from safetensors.numpy import save_file
 
 from platemark.errors import CheckpointError
-from platemark.optimize.checkpoint import open_checkpoint
+from platemark.optimize.checkpoint import Added, open_checkpoint
+from platemark.optimize.fit import recommended
+from platemark.runtime.family import load_family
 
 FILES = {
     "text_encoder/model.safetensors": "text_encoder/config.json",
@@ -30,7 +32,7 @@ CLIP = {"embed_dim": 16, "vision_cfg": {"image_size": 16}, "text_cfg": {"context
 def root(tmp_path: Path) -> Path:
     """The files of a checkpoint, with one small tensor a network."""
     root = tmp_path / "model"
-    configs = {"text_encoder": {"max_position_embeddings": 12, "vocab_size": 60}, "unet": UNET, "vae": VAE}
+    configs = {"text_encoder": {"max_position_embeddings": 12, "vocab_size": 60, "hidden_size": 32}, "unet": UNET, "vae": VAE}
     for weights in FILES:
         (root / weights).parent.mkdir(parents=True)
         save_file({"w": np.ones(4, np.float16)}, root / weights)
@@ -60,7 +62,7 @@ def test_sizes_come_from_the_configs(root: Path) -> None:
     assert checkpoint.native_size == (32, 32)
     assert checkpoint.vae_scale_factor == 4
     assert checkpoint.max_tokens == 12
-    assert checkpoint.settings.default_steps == 20
+    assert checkpoint.settings.default_steps is None
 
 
 def test_only_configs_tokenizer_and_weights_are_taken(root: Path) -> None:
@@ -104,7 +106,7 @@ def test_a_stray_pickle_is_refused_and_a_twin_is_left_behind(root: Path) -> None
             lambda root: (root / "unet" / "diffusion_pytorch_model.safetensors").unlink(),
             r"unet/diffusion_pytorch_model\.safetensors is missing",
         ),
-        (lambda root: edit(root / "unet" / "config.json", in_channels=9), "in_channels = 9"),
+        (lambda root: edit(root / "unet" / "config.json", in_channels=8), "in_channels = 8"),
         (lambda root: edit(root / "unet" / "config.json", addition_embed_type="text_time"), "text_time"),
         (lambda root: edit(root / "unet" / "config.json", sample_size=None), "sample_size"),
         (lambda root: (root / "tokenizer" / "vocab.json").unlink(), "tokenizer"),
@@ -123,7 +125,7 @@ def test_what_is_wrong_is_named(root: Path, spoil: Callable[[Path], object], say
 
 
 READ = {
-    "text_encoder": ("max_position_embeddings", "vocab_size"),
+    "text_encoder": ("max_position_embeddings", "vocab_size", "hidden_size"),
     "unet": ("sample_size", "block_out_channels", "cross_attention_dim"),
     "vae": ("block_out_channels", "latent_channels"),
 }
@@ -217,3 +219,115 @@ def test_a_file_is_not_a_checkpoint(tmp_path: Path) -> None:
 def test_neither_opening_nor_importing_the_build_needs_torch() -> None:
     code = "import sys; import platemark.optimize.build; sys.exit(any(name in sys.modules for name in ('torch', 'onnx', 'onnxruntime')))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def make_xl(root: Path) -> None:
+    """The same files as an SDXL checkpoint."""
+    text = json.loads((root / "text_encoder" / "config.json").read_text())
+    (root / "text_encoder_2").mkdir()
+    save_file({"w": np.ones(4, np.float16)}, root / "text_encoder_2" / "model.safetensors")
+    (root / "text_encoder_2" / "config.json").write_text(json.dumps(text | {"hidden_size": 16, "projection_dim": 20}))
+    (root / "tokenizer_2").mkdir()
+    (root / "tokenizer_2" / "vocab.json").write_text("{}")
+    second = {"text_encoder_2": ["transformers", "CLIPTextModelWithProjection"]}
+    edit(root / "model_index.json", _class_name="StableDiffusionXLPipeline", **second)
+    sizes = {"addition_embed_type": "text_time", "addition_time_embed_dim": 8, "projection_class_embeddings_input_dim": 68}
+    edit(root / "unet" / "config.json", cross_attention_dim=48, **sizes)
+
+
+def test_two_text_encoders_are_parts_with_their_tokenizers(root: Path) -> None:
+    make_xl(root)
+    checkpoint = open_checkpoint(root)
+    assert (checkpoint.family.name, checkpoint.empty_negative_is_zero) == ("sdxl", True)
+    assert list(checkpoint.parts) == ["text_encoder", "text_encoder_2", "unet", "vae"]
+    assert "tokenizer_2/vocab.json" in {name for name, _ in checkpoint.files()}
+
+
+@pytest.mark.parametrize(
+    ("spoil", "says"),
+    [
+        (lambda root: edit(root / "model_index.json", text_encoder=[None, None]), "as text_encoder, and a refiner"),
+        (
+            lambda root: edit(root / "model_index.json", text_encoder_2=["transformers", "CLIPTextModel"]),
+            "'CLIPTextModel' as text_encoder_2",
+        ),
+        (lambda root: (root / "tokenizer_2" / "vocab.json").unlink(), "tokenizer_2/ holds neither"),
+        (lambda root: (root / "text_encoder_2" / "model.safetensors").unlink(), r"text_encoder_2/model\.safetensors is missing"),
+        (lambda root: edit(root / "unet" / "config.json", cross_attention_dim=32), "unet reads text states 32 wide, and text_encoder and"),
+        (lambda root: edit(root / "unet" / "config.json", projection_class_embeddings_input_dim=60), "pooled text is 20 wide"),
+        (lambda root: edit(root / "unet" / "config.json", addition_embed_type=None), "addition_embed_type = None"),
+        (lambda root: edit(root / "text_encoder_2" / "config.json", max_position_embeddings=16), "different numbers of tokens"),
+    ],
+)
+def test_sdxl_parts_that_do_not_fit_are_named(root: Path, spoil: Callable[[Path], object], says: str) -> None:
+    make_xl(root)
+    spoil(root)
+    with pytest.raises(CheckpointError, match=says) as caught:
+        open_checkpoint(root)
+    assert caught.value.remedy
+
+
+def network(folder: Path, kind: str, **config: object) -> Path:
+    folder.mkdir()
+    save_file({"w": np.ones(4, np.float16)}, folder / "diffusion_pytorch_model.safetensors")
+    (folder / "config.json").write_text(json.dumps({"_class_name": kind, **config}))
+    return folder
+
+
+CONTROL = {"block_out_channels": [16, 32], "cross_attention_dim": 32, "conditioning_embedding_out_channels": [8, 16, 16]}
+
+
+def test_networks_are_added_beside_the_checkpoints_own(root: Path, tmp_path: Path) -> None:
+    control = network(tmp_path / "control", "ControlNetModel", **CONTROL)
+    sides = {"encoder_block_out_channels": [8, 8], "decoder_block_out_channels": [8, 8], "latent_channels": 4}
+    tiny = network(tmp_path / "tiny", "AutoencoderTiny", **sides)
+    checkpoint = open_checkpoint(root, Added(controlnet=control))
+    assert dict(checkpoint.files())["controlnet/config.json"] == control / "config.json"
+    small = open_checkpoint(root, Added(tiny_vae=tiny))
+    assert (small.vae_scale_factor, small.vae.scaling_factor) == (2, 1.0)
+    with pytest.raises(CheckpointError, match=r"vae/config.json is that of a 'ControlNetModel'"):
+        open_checkpoint(root, Added(tiny_vae=control))
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"block_out_channels": [16, 64]}, "block_out_channels"),
+        ({"cross_attention_dim": 64}, "cross_attention_dim"),
+        ({"conditioning_embedding_out_channels": None}, "halves its picture 3 times, the vae 2"),
+        ({"global_pool_conditions": True}, "global_pool_conditions"),
+    ],
+)
+def test_a_controlnet_of_another_family_is_refused(root: Path, tmp_path: Path, changes: dict[str, object], says: str) -> None:
+    with pytest.raises(CheckpointError, match=says):
+        open_checkpoint(root, Added(controlnet=network(tmp_path / "control", "ControlNetModel", **(CONTROL | changes))))
+
+
+def test_a_controlnet_and_an_inpainting_unet_do_not_go_together(root: Path, tmp_path: Path) -> None:
+    edit(root / "unet" / "config.json", in_channels=9)
+    assert open_checkpoint(root).parts["unet"].config["in_channels"] == 9
+    with pytest.raises(CheckpointError, match="inpainting UNet"):
+        open_checkpoint(root, Added(controlnet=network(tmp_path / "control", "ControlNetModel", **CONTROL)))
+    edit(root / "model_index.json", _class_name="LatentConsistencyModelPipeline")
+    with pytest.raises(CheckpointError, match="in_channels = 9"):
+        open_checkpoint(root)
+
+
+EULER = {"_class_name": "EulerDiscreteScheduler", "timestep_spacing": "trailing"}
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "unet", "steps"),
+    [
+        ({}, {}, (20, 7.5)),
+        (EULER, {}, (4, 0.0)),
+        (EULER | {"prediction_type": "v_prediction"}, {}, (20, 7.5)),
+        (EULER | {"timestep_spacing": "leading"}, {}, (20, 7.5)),
+        ({"_class_name": "LCMScheduler"}, {"time_cond_proj_dim": 8}, (4, 8.5)),
+        ({"_class_name": "LCMScheduler"}, {}, (4, 1.0)),
+    ],
+)
+def test_distilled_checkpoints_are_known_by_their_scheduler(
+    scheduler: dict[str, object], unet: dict[str, object], steps: tuple[int, float]
+) -> None:
+    assert recommended(load_family("sd"), unet, scheduler) == steps

@@ -15,12 +15,13 @@ pytestmark = pytest.mark.torch
 
 from platemark.errors import BundleError, InputError, ParityError  # noqa: E402
 from platemark.optimize import engines  # noqa: E402
-from platemark.optimize.engines import EngineRequest, checked, default_profile, make_engine, request_for  # noqa: E402
-from platemark.optimize.export import Spec, specs  # noqa: E402
+from platemark.optimize.engines import EngineRequest, checked, default_profile, make_engine, request_for, with_derived  # noqa: E402
 from platemark.optimize.parity import make_cases, record  # noqa: E402
+from platemark.optimize.specs import FLOAT, Spec, specs  # noqa: E402
 from platemark.runtime import devices  # noqa: E402
 from platemark.runtime.backends import openvino, tensorrt_rtx  # noqa: E402
 from platemark.runtime.bundle import MANIFEST, open_bundle  # noqa: E402
+from platemark.runtime.engine import TensorSpec  # noqa: E402
 from platemark.runtime.parity import Recorded  # noqa: E402
 from platemark.runtime.pipeline import Pipeline  # noqa: E402
 
@@ -153,3 +154,17 @@ def test_the_usual_profile_has_room_around_the_native_size(opened: Any) -> None:
     assert (opt, high) == (usual, usual * 2)
     assert low % step == 0
     assert default_profile(found["text_encoder"])["tokens"][2] == found["text_encoder"].limits["tokens"][1]
+
+
+def test_dims_made_of_others_have_ranges_too() -> None:
+    sample = TensorSpec("sample", FLOAT, ("batch", 4, "height", "width"))
+    ports = (
+        sample,
+        TensorSpec("cond", FLOAT, ("batch", 3, "8*height", "8*width")),
+        TensorSpec("residual_0", FLOAT, ("batch", 8, "height/2", 1)),
+    )
+    spec = Spec("controlnet", "controlnet", "c", ports, (sample,), {"height": (8, 64), "width": (8, 64)})
+    found = with_derived(spec, default_profile(spec) | {"width": (8, 16, 24)})
+    assert found["8*height"] == (256, 512, 1024)
+    assert found["8*width"] == (64, 128, 192)
+    assert found["height/2"] == (16, 32, 64)

@@ -15,17 +15,17 @@ pytest.importorskip("torch", reason="needs the extra 'build'")
 pytestmark = pytest.mark.torch
 
 from platemark.errors import CheckpointError, ParityError  # noqa: E402
-from platemark.optimize.export import FLOAT, Spec  # noqa: E402
 from platemark.optimize.half_graph import half_graph, overflowing  # noqa: E402
 from platemark.optimize.parity import make_cases, record  # noqa: E402
 from platemark.optimize.passes.half import to_half  # noqa: E402
 from platemark.optimize.passes.watch import errors, magnitudes, rounded  # noqa: E402
+from platemark.optimize.specs import FLOAT, Spec  # noqa: E402
 from platemark.runtime import parity  # noqa: E402
 from platemark.runtime.backends import onnxruntime  # noqa: E402
 from platemark.runtime.engine import Array, TensorSpec  # noqa: E402
 from platemark.runtime.parity import Recorded, check  # noqa: E402
 
-SPEC = Spec("toy", "toy", "toy/m", (TensorSpec("x", FLOAT, ("batch", 4)),), TensorSpec("y", FLOAT, ("batch", 4)), {})
+SPEC = Spec("toy", "toy", "toy/m", (TensorSpec("x", FLOAT, ("batch", 4)),), (TensorSpec("y", FLOAT, ("batch", 4)),), {})
 CASES = [{"x": np.full((2, 4), 100, np.float32)}, {"x": np.linspace(1, 2, 4, dtype=np.float32)[None]}]
 
 
@@ -74,7 +74,7 @@ def test_errors_are_told_value_by_value(tmp_path: Path) -> None:
 
 def test_nodes_that_overflow_stay_float32(tmp_path: Path) -> None:
     up_and_down(tmp_path / "m.onnx", 1000)
-    recorded = [Recorded(case, case["x"]) for case in CASES]
+    recorded = [Recorded(case, {"y": case["x"]}) for case in CASES]
     found = half_graph(SPEC, tmp_path / "m.onnx", recorded, "torch")
     assert found.kept == ["a", "b"]
     assert found.tried == ["fp16 throughout: 1 values pass 16376, the largest 1e+05 at a; 2 nodes stay float32"]
@@ -86,7 +86,7 @@ def test_nodes_that_overflow_stay_float32(tmp_path: Path) -> None:
 def test_what_stays_over_its_bound_says_all_that_was_tried(tmp_path: Path) -> None:
     up_and_down(tmp_path / "m.onnx", 1000)
     with pytest.raises(ParityError, match=r"fp16 throughout: .* 2 nodes stay float32; fp16 with them: toy differs .*bound 1e-02"):
-        half_graph(SPEC, tmp_path / "m.onnx", [Recorded(case, case["x"] * 2) for case in CASES], "torch")
+        half_graph(SPEC, tmp_path / "m.onnx", [Recorded(case, {"y": case["x"] * 2}) for case in CASES], "torch")
 
 
 def test_a_mask_s_infinity_keeps_nothing(tmp_path: Path) -> None:
@@ -116,7 +116,7 @@ def scaled_vae(folder: Path) -> tuple[Spec, list[Recorded]]:
     part = Part("vae", folder, {}, (weights,), read_header(weights))
     latent: Any = TensorSpec("latent_sample", FLOAT, ("batch", 4, "height", "width"))
     out = TensorSpec("sample", FLOAT, ("batch", 3, "height", "width"))
-    spec = Spec("vae_decoder", "vae", "vae/decoder.onnx", (latent,), out, {"height": (1, 8), "width": (1, 8)})
+    spec = Spec("vae_decoder", "vae", "vae/decoder.onnx", (latent,), (out,), {"height": (1, 8), "width": (1, 8)})
     module = VaeDecoder(net).eval()
     cases = make_cases(spec)
     (folder / "decoder.onnx").write_bytes(export_linked(spec, module, part, cases[0]))
@@ -143,7 +143,7 @@ def test_a_vae_that_overflows_float16_is_saved_by_its_keep_list(tmp_path: Path) 
 
 
 class Answers:
-    inputs, outputs = SPEC.inputs, (SPEC.output,)
+    inputs, outputs = SPEC.inputs, SPEC.outputs
 
     def __init__(self, value: Array) -> None:
         self.value = value

@@ -11,7 +11,6 @@ pytest.importorskip("torch")
 pytestmark = pytest.mark.torch
 
 from platemark.errors import ParityError  # noqa: E402
-from platemark.optimize.export import FLOAT, INT, Spec  # noqa: E402
 from platemark.optimize.parity import (  # noqa: E402
     BOUNDS,
     PSNR_CEILING,
@@ -23,6 +22,7 @@ from platemark.optimize.parity import (  # noqa: E402
     psnr,
     record,
 )
+from platemark.optimize.specs import FLOAT, INT, Spec  # noqa: E402
 from platemark.runtime.engine import Array, TensorSpec  # noqa: E402
 from platemark.runtime.manifest import EndToEnd  # noqa: E402
 
@@ -35,7 +35,7 @@ SPEC = Spec(
         TensorSpec("timestep", FLOAT, ("batch",)),
         TensorSpec("input_ids", INT, ("batch", "tokens")),
     ),
-    TensorSpec("y", FLOAT, ("batch", 4, "height", "width")),
+    (TensorSpec("y", FLOAT, ("batch", 4, "height", "width")),),
     {"height": (4, 16), "width": (4, 16), "tokens": (1, 7)},
     vocabulary=9,
 )
@@ -44,7 +44,7 @@ SPEC = Spec(
 class Scale:
     """An engine that answers the sample times a factor, with one value moved."""
 
-    inputs, outputs = SPEC.inputs, (SPEC.output,)
+    inputs, outputs = SPEC.inputs, SPEC.outputs
 
     def __init__(self, factor: float = 1.0, nudge: float = 0.0) -> None:
         self.factor, self.nudge = factor, nudge
@@ -65,7 +65,7 @@ def test_the_two_cases_differ_in_every_free_dim() -> None:
 
 @pytest.mark.parametrize("value", [1, 2, 3, 4, 5, 8, 64])
 def test_small_sizes_still_differ(value: int) -> None:
-    spec = Spec("toy", "toy", "m", SPEC.inputs, SPEC.output, {"height": (8, 8 * value), "width": (8, 8 * value), "tokens": (1, 7)}, 9)
+    spec = Spec("toy", "toy", "m", SPEC.inputs, SPEC.outputs, {"height": (8, 8 * value), "width": (8, 8 * value), "tokens": (1, 7)}, 9)
     first, second = make_cases(spec)
     assert first["sample"].shape[2] == 8 * value
     assert all(a != b for a, b in zip(first["sample"].shape[2:], second["sample"].shape[2:], strict=True))
@@ -83,7 +83,7 @@ def test_inputs_are_seeded_and_in_range() -> None:
 
 def test_numbers_of_a_comparison() -> None:
     expected = np.array([[3.0, 4.0]], np.float32)
-    found = compare(Recorded({"x": np.zeros((1, 2))}, expected), np.array([[3.0, 4.5]], np.float32))
+    found = compare(Recorded({"x": np.zeros((1, 2))}, {"y": expected}), {"y": np.array([[3.0, 4.5]], np.float32)})
     assert found.max_abs_error == 0.5
     assert found.rel_l2_error == pytest.approx(0.1)
     assert found.cosine == pytest.approx((9 + 18) / (5 * np.hypot(3, 4.5)))
@@ -91,14 +91,21 @@ def test_numbers_of_a_comparison() -> None:
 
 
 def test_zero_references_compare() -> None:
-    zero = Recorded({}, np.zeros(3, np.float32))
-    assert compare(zero, np.zeros(3, np.float32)).rel_l2_error == 0
-    assert compare(zero, np.ones(3, np.float32)).rel_l2_error == np.inf
+    zero = Recorded({}, {"y": np.zeros(3, np.float32)})
+    assert compare(zero, {"y": np.zeros(3, np.float32)}).rel_l2_error == 0
+    assert compare(zero, {"y": np.ones(3, np.float32)}).rel_l2_error == np.inf
 
 
 @pytest.mark.parametrize("spoiled", [np.array([np.nan, 1]), np.array([np.inf, 1]), np.ones((2, 1)), np.ones(3)])
 def test_values_that_are_not_finite_and_other_shapes_are_never_equal(spoiled: np.ndarray) -> None:
-    assert compare(Recorded({}, np.ones(2, np.float32)), spoiled.astype(np.float32)).rel_l2_error == np.inf
+    assert compare(Recorded({}, {"y": np.ones(2, np.float32)}), {"y": spoiled.astype(np.float32)}).rel_l2_error == np.inf
+
+
+def test_the_worst_output_counts() -> None:
+    right, wrong = np.ones(4, np.float32), np.full(4, 1.5, np.float32)
+    found = compare(Recorded({}, {"a": right, "b": right}), {"a": right, "b": wrong})
+    assert (found.rel_l2_error, found.max_abs_error) == (0.5, 0.5)
+    assert compare(Recorded({}, {"a": right, "b": right}), {"a": right * np.float32("nan"), "b": wrong}).rel_l2_error == np.inf
 
 
 def test_an_equal_engine_passes_with_its_record() -> None:

@@ -23,6 +23,7 @@ from platemark import errors  # noqa: E402
 from platemark.errors import CheckpointError, EngineError, InputError  # noqa: E402
 from platemark.optimize import apart, components, work  # noqa: E402
 from platemark.optimize.build import build  # noqa: E402
+from platemark.optimize.checkpoint import Added  # noqa: E402
 from platemark.optimize.journal import NAME, Journal, key_of  # noqa: E402
 from platemark.optimize.staging import copy_file, keep_only, stage_for  # noqa: E402
 from platemark.optimize.weights import file_sha256  # noqa: E402
@@ -169,7 +170,7 @@ def test_killed_at_ten_random_moments_the_build_ends_with_the_same_bytes(
 
 
 def a_job(root: Path, stage: Path, manifest: Manifest, *todo: str) -> work.Job:
-    return work.Job(checkpoint=root, clip=None, stage=stage, todo=dict.fromkeys(todo, "k"), draft=manifest)
+    return work.Job(checkpoint=root, added=Added(), stage=stage, todo=dict.fromkeys(todo, "k"), draft=manifest)
 
 
 def test_torch_in_a_process_of_its_own_makes_the_same(checkpoint_folder: Path, bundle_folder: Path, tmp_path: Path) -> None:
@@ -233,11 +234,13 @@ def test_every_error_crosses_the_process(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_recordings_come_back_as_they_were(tmp_path: Path) -> None:
-    recorded = [Recorded({"sample": np.random.rand(2, 3).astype(np.float32), "ids": np.arange(4)}, np.ones((2, 1), np.float32))] * 2
+    recorded = [
+        Recorded({"sample": np.random.rand(2, 3).astype(np.float32), "ids": np.arange(4)}, {"out": np.ones((2, 1), np.float32)})
+    ] * 2
     save_recorded(tmp_path / "r.npz", recorded)
     for a, b in zip(recorded, load_recorded(tmp_path / "r.npz"), strict=True):
         assert all(np.array_equal(value, b.inputs[name]) and value.dtype == b.inputs[name].dtype for name, value in a.inputs.items())
-        assert np.array_equal(a.output, b.output)
+        assert np.array_equal(a.outputs["out"], b.outputs["out"])
 
 
 def test_a_journal_counts_only_what_is_whole(tmp_path: Path) -> None:

@@ -18,21 +18,21 @@ from platemark.errors import InputError  # noqa: E402
 from platemark.models import embedded  # noqa: E402
 from platemark.optimize import tune as module  # noqa: E402
 from platemark.optimize.engines import EngineRequest, request_for  # noqa: E402
-from platemark.optimize.export import FLOAT, Spec  # noqa: E402
+from platemark.optimize.specs import FLOAT, Spec  # noqa: E402
 from platemark.optimize.tune import Candidate, candidates, milliseconds, tune  # noqa: E402
 from platemark.runtime.bundle import Bundle, open_bundle  # noqa: E402
 from platemark.runtime.engine import Array, TensorSpec  # noqa: E402
 from platemark.runtime.engines import opener, recorded_precision  # noqa: E402
 from platemark.runtime.parity import Recorded  # noqa: E402
 
-SPEC = Spec("toy", "toy", "toy/m", (TensorSpec("x", FLOAT, ("batch", 2)),), TensorSpec("y", FLOAT, ("batch", 2)), {})
-RECORDED = [Recorded({"x": np.ones((n, 2), np.float32)}, np.ones((n, 2), np.float32)) for n in (2, 1)]
+SPEC = Spec("toy", "toy", "toy/m", (TensorSpec("x", FLOAT, ("batch", 2)),), (TensorSpec("y", FLOAT, ("batch", 2)),), {})
+RECORDED = [Recorded({"x": np.ones((n, 2), np.float32)}, {"y": np.ones((n, 2), np.float32)}) for n in (2, 1)]
 WANTED = [Candidate("onnxruntime", "fp32", "1"), Candidate("openvino", "fp32", "2"), Candidate("openvino", "int8", "2")]
 needs_openvino = pytest.mark.skipif(importlib.util.find_spec("openvino") is None, reason="needs the extra 'openvino'")
 
 
 class Toy:
-    inputs, outputs = SPEC.inputs, (SPEC.output,)
+    inputs, outputs = SPEC.inputs, SPEC.outputs
 
     def __init__(self, error: float) -> None:
         self.error = error

@@ -50,7 +50,9 @@ def flight(seed: int, *, sampler: str = "euler-a", steps: int = 6, guidance: flo
     stepper = make_scheduler(sampler, CONFIG).plan(steps, lambda: generator.randn(SHAPE))
     rows = 2 if guidance > 1 else 1
     hidden = np.random.default_rng(seed).normal(size=(rows, tokens, 8)).astype(np.float32)
-    return Flight(generator.randn(SHAPE) * np.float32(stepper.init_noise_sigma), stepper, hidden, guidance, **more)
+    return Flight(
+        generator.randn(SHAPE) * np.float32(stepper.init_noise_sigma), stepper, {"encoder_hidden_states": hidden}, guidance, **more
+    )
 
 
 MIXED: list[dict[str, Any]] = [
@@ -216,7 +218,7 @@ def test_a_step_allocates_nothing_of_the_latents_size(sampler: str, held: bool) 
     stepper = make_scheduler(sampler, CONFIG).plan(14)
     clean, grain = noise.randn(1, wide), noise.randn(2, wide)
     hold = Kept(stepper, clean, grain, np.zeros((48, 48), np.bool_)) if held else None
-    one = Flight(grain.copy(), stepper, np.zeros((2, 3, 8), np.float32), 4.0, hold)
+    one = Flight(grain.copy(), stepper, {"encoder_hidden_states": np.zeros((2, 3, 8), np.float32)}, 4.0, hold)
     peaks, space, network = [], Workspace(), Binding()
     tracemalloc.start()
     try:

@@ -49,7 +49,7 @@ def fly(name: str, kind: str, steps: int = 5, **more: Any) -> tuple[Knowing, np.
     generator = noise.Generator(3)
     stepper = make_scheduler(name, {**CONFIG, "prediction_type": kind}).plan(steps, lambda: generator.randn(SHAPE))
     wanted = np.random.default_rng(0).normal(size=SHAPE).astype(np.float32)
-    hidden = np.zeros((2, 3, 8), np.float32)
+    hidden = {"encoder_hidden_states": np.zeros((2, 3, 8), np.float32)}
     start = generator.randn(SHAPE) * np.float32(stepper.init_noise_sigma)
     one = Flight(start, stepper, hidden, 3.0, colours=ColourMap(GRAY), **more)
     network, heard = Knowing(wanted, kind, [one]), list[Step]()

@@ -15,14 +15,15 @@ from platemark.runtime.tokenizer import FILES, Tokenizer
 
 
 class Counting:
-    """A text encoder that tells every id apart by its place, and counts its calls."""
+    """A text encoder that tells every id apart by its place, pools to the first three ids, and counts its calls."""
 
     def __init__(self) -> None:
         self.seen: list[NDArray[np.int64]] = []
 
-    def __call__(self, ids: NDArray[np.int64]) -> NDArray[np.float32]:
+    def __call__(self, ids: NDArray[np.int64]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         self.seen.append(ids)
-        return np.stack([ids, np.broadcast_to(np.arange(ids.shape[1]), ids.shape)], axis=-1).astype(np.float32)
+        hidden = np.stack([ids, np.broadcast_to(np.arange(ids.shape[1]), ids.shape)], axis=-1)
+        return hidden.astype(np.float32), ids[:, :3].astype(np.float32)
 
 
 @pytest.fixture(scope="module")
@@ -76,11 +77,18 @@ def test_weights_move_between_the_empty_text_and_beyond(tokenizer: Tokenizer) ->
 
 def test_shorter_texts_are_filled_up_with_chunks_that_say_nothing(tokenizer: Tokenizer) -> None:
     encoder = PromptEncoder(tokenizer, Counting())
-    hidden, _ = encoder.encode_all(["dog", "cat " * 25])
-    window = tokenizer.max_tokens
-    assert hidden.shape[:2] == (2, len(encoder.encode("cat " * 25).hidden))
-    assert np.array_equal(hidden[0, :window], encoder.encode("dog").hidden)
-    assert np.array_equal(hidden[0, window : 2 * window], encoder.encode("").hidden)
+    window, dog = tokenizer.max_tokens, encoder.encode("dog").hidden
+    filled = encoder.filled(dog, 3 * window)
+    assert np.array_equal(filled[:window], dog)
+    assert np.array_equal(filled[window:], np.concatenate([encoder.encode("").hidden] * 2))
+    assert encoder.filled(dog, window) is dog
+
+
+def test_the_first_chunk_is_what_is_pooled(tokenizer: Tokenizer) -> None:
+    text = "cat " * 25 + "(dog:1.4)"
+    encoded = PromptEncoder(tokenizer, Counting()).encode(text)
+    assert encoded.pooled is not None
+    assert np.array_equal(encoded.pooled, tokenizer.encode(text).ids[:3])
 
 
 def test_a_text_is_encoded_once_and_its_vectors_cannot_be_changed(tokenizer: Tokenizer) -> None:

@@ -48,7 +48,8 @@ def run_times(latency: float, admission: float, heard: Stages, results: Sequence
     Raises `EngineError` where an engine's time cannot be told.
     """
     timings = results[0].timings  # one batch: its pictures share the render's timings
-    text, unet, decoder = (engines.get(name, (0.0, 0)) for name in ("text_encoder", "unet", "vae_decoder"))
+    text, unet = _sum(engines, "text_encoder", "text_encoder_2"), _sum(engines, "unet", "controlnet")
+    decoder = _sum(engines, "vae_decoder")
     if unet[1] == 0 or decoder[1] == 0:
         raise EngineError("the engines ran past their clocks", "report this with the backend in use")
     rendered = heard.until("render", "check_image") or 0.0
@@ -80,6 +81,12 @@ def run_times(latency: float, admission: float, heard: Stages, results: Sequence
         "png": encode,
     }
     return RunTimes(latency, stages, outside)
+
+
+def _sum(engines: Engines, *names: str) -> tuple[float, int]:
+    """Milliseconds and calls of several components."""
+    found = [engines[name] for name in names if name in engines]
+    return sum(time for time, _ in found), sum(calls for _, calls in found)
 
 
 def breakdown(times: Sequence[RunTimes]) -> Breakdown:

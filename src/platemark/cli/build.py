@@ -15,7 +15,7 @@ from platemark.errors import InputError, MissingExtra
 
 if TYPE_CHECKING:
     from platemark.optimize.plan import Plan
-    from platemark.runtime.manifest import BuiltEngine, Trial
+    from platemark.runtime.manifest import BuiltEngine, Manifest, Trial
 
 PRECISIONS = ("fp32", "fp16", "bf16", "int8")
 NO_CLIP = "no CLIP: rebuild with --clip, or no preset policy can look for concepts in its pictures"
@@ -29,6 +29,8 @@ NO_CLIP = "no CLIP: rebuild with --clip, or no preset policy can look for concep
 @click.option("--clip-weights", type=click.Path(path_type=Path), help="The safetensors file of a model given by name.")
 @click.option("--clip-precision", type=click.Choice(["fp32", "int8"]), help="Of the CLIP exported alone. [default: fp32]")
 @click.option("--clip-domain", metavar="NAME", help="What pictures the CLIP knows. [default: its config's, else general]")
+@click.option("--controlnet", type=click.Path(path_type=Path), help="A ControlNet folder, for `generate --control`.")
+@click.option("--tiny-vae", type=click.Path(path_type=Path), help="A folder of a tiny VAE (AutoencoderTiny), in the VAE's place.")
 @click.option("--backend", metavar="NAME", help="Engines beyond the portable graphs: openvino, tensorrt-rtx or tensorrt.")
 @click.option(
     "--precision", type=click.Choice(["fp32", "fp16", "bf16", "int8"]), default="fp32", show_default=True, help="Of those engines."
@@ -60,9 +62,12 @@ def command(checkpoint: Path | None, output: Path, loras: tuple[str, ...], force
     can name.
     """
     clip = {name: value for name, value in options.items() if name.startswith("clip")}
+    if checkpoint is None and (options["controlnet"] or options["tiny_vae"]):
+        raise InputError("--controlnet and --tiny-vae go with a CHECKPOINT, and there is none", "name the checkpoint's folder")
     if importlib.util.find_spec("onnx") is None:
         raise MissingExtra("building (no module 'onnx')", "build")
     from platemark.optimize.build import build, plan
+    from platemark.optimize.checkpoint import Added
     from platemark.optimize.engines import request_for
     from platemark.optimize.hub import locate
     from platemark.optimize.lora import Lora
@@ -84,14 +89,16 @@ def command(checkpoint: Path | None, output: Path, loras: tuple[str, ...], force
     merged = [Lora.parse(text) for text in loras]
     with progress("building") as update, _staged(clip) as folder:
         found = locate(checkpoint)
+        added = Added(folder, options["controlnet"], options["tiny_vae"])
         reading = Reading(options["prediction_type"], options["ema"], found.origin)
         if options["plan"]:
-            return _say_plan(plan(found.path, output, clip=folder, merges=bool(merged), engines=engines, reading=reading), as_json)
-        manifest = build(found.path, output, clip=folder, loras=merged, replace=force, engines=engines, reading=reading, on_progress=update)
+            return _say_plan(plan(found.path, output, added=added, merges=bool(merged), engines=engines, reading=reading), as_json)
+        manifest = build(found.path, output, added=added, loras=merged, replace=force, engines=engines, reading=reading, on_progress=update)
     manifest = manifest if enlarging is None else add_upscaler(output, enlarging)
     if as_json:
         emit({"bundle": str(output), "manifest": manifest.model_dump(mode="json")})
         return 0
+    say(f"family        {manifest.family}{traits(manifest)}")
     for name, component in manifest.components.items():
         worst = max(comparison.rel_l2_error for comparison in component.parity.comparisons)
         bound, shapes = component.parity.bound_rel_l2, len(component.parity.comparisons)
@@ -135,6 +142,17 @@ def _say_plan(found: Plan, as_json: bool) -> int:
     for line in lines(found):
         say(line)
     return 0
+
+
+def traits(manifest: Manifest) -> str:
+    """What of a bundle's family not all of its bundles have, to be said behind its name."""
+    conditioning = manifest.conditioning
+    found = {
+        "inpainting": conditioning.inpainting,
+        "guidance embedded": bool(conditioning.guidance_embedding),
+        "ControlNet": "controlnet" in manifest.components,
+    }
+    return "".join(f", {name}" for name, there in found.items() if there)
 
 
 def _staged(options: dict[str, Any]) -> Any:

@@ -51,6 +51,8 @@ if TYPE_CHECKING:
 @click.option("--invert-mask", is_flag=True, help="Black is painted anew instead.")
 @click.option("--outpaint", metavar="PIXELS", help="Extend --image on every side, or by LEFT,TOP,RIGHT,BOTTOM pixels.")
 @click.option("--upscale", type=int, help="Deliver the picture so many times as large, 2 to 8: by the bundle's upscaler, else by Lanczos.")
+@click.option("--control", type=click.Path(path_type=Path), help="A picture for the bundle's ControlNet: its edges, pose or depth, say.")
+@click.option("--control-scale", type=float, help="How strongly --control steers, 0 to 2. [default: 1]")
 @click.option("--variation-seed", type=int, help="A second seed whose noise is mixed in.")
 @click.option("--variation-strength", type=float, help="How much of it, 0 to 1. [default: 0]")
 @click.option(
@@ -144,11 +146,23 @@ def _settings(options: dict[str, Any]) -> tuple[dict[str, Any], bytes | None]:
         "variation_seed": options["variation_seed"],
         "variation_strength": options["variation_strength"],
         "strength": options["strength"],
+        "control_scale": options["control_scale"],
         "width": width,
         "height": height,
     }
     image, mask, parent = _pictures(options)
-    return settings | {"image": image, "mask_image": mask}, parent
+    return settings | {"image": image, "mask_image": mask, "control_image": _control(options)}, parent
+
+
+def _control(options: dict[str, Any]) -> Any:
+    """The picture that controls, if any."""
+    from platemark.input_picture import open_picture
+
+    if options["control"] is None:
+        if options["control_scale"] is not None:
+            raise InputError("--control-scale without --control", "name the picture that controls with --control")
+        return None
+    return open_picture(options["control"]).pixels
 
 
 def _pictures(options: dict[str, Any]) -> tuple[Any, Any, bytes | None]:

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from platemark.cli.build import NO_CLIP, tuned_lines
+from platemark.cli.build import NO_CLIP, traits, tuned_lines
 from platemark.cli.output import emit, json_option, say
 
 
@@ -23,6 +23,7 @@ def command(bundle: Path, as_json: bool) -> int:
     from platemark.provenance.home import home
     from platemark.runtime.bundle import open_bundle
     from platemark.runtime.engines import states
+    from platemark.runtime.family import load_family
 
     opened = open_bundle(bundle)
     engines = {name: _usable(opened.root / part.graph) for name, part in opened.manifest.components.items()}
@@ -40,6 +41,7 @@ def command(bundle: Path, as_json: bool) -> int:
         return 0
     manifest = opened.manifest
     say(f"{manifest.name}  (from {manifest.source.checkpoint}, by {manifest.created_with})")
+    say(f"family {manifest.family}{traits(manifest)}: {load_family(manifest.family).title}")
     (height, width), (high, wide) = manifest.native_size, manifest.output_size
     settings = f"{manifest.default_steps} steps, guidance {manifest.default_guidance}"
     say(f"native {width}x{height}, delivered {wide}x{high}, {settings}")
