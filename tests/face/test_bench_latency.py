@@ -89,3 +89,21 @@ def test_impossible_plans_are_refused(bad: dict[str, int]) -> None:
 def test_a_prompt_that_the_policy_blocks_cannot_be_timed() -> None:
     with pytest.raises(PolicyBlocked):
         measure(plan=Plan(prompt="a hand grenade", runs=1, settings=SMALL), meter=Meter([]))
+
+
+def test_a_setting_that_saves_time_is_told_with_what_it_costs() -> None:
+    plan = Plan(runs=1, warmup=0, settings={**SMALL, "guidance_scale": 4.0, "guidance_interval": (0.0, 1.0)})
+    report = measure(plan=plan)
+    (one,) = report.savings
+    assert (one.setting, one.value) == ("guidance_interval", "0:1")
+    assert one.speed_up > 0
+    assert 5 < one.psnr < 60
+    assert one.clip_with is not None
+    assert one.clip_with != one.clip_without
+    assert any("guidance_interval 0:1" in line and "times as fast" in line for line in latency_lines(report))
+
+
+def test_a_setting_that_changes_nothing_costs_nothing() -> None:
+    report = measure(plan=Plan(runs=1, warmup=0, settings={**SMALL, "guidance_interval": (0.0, 1e6)}))
+    assert report.savings[0].psnr == 120.0
+    assert report.savings[0].clip_with == report.savings[0].clip_without

@@ -20,6 +20,7 @@ from platemark.bench.clocks import Stages, TimedEngine
 from platemark.bench.energy import Energy, Meter, open_meter
 from platemark.bench.machine import Machine, this_machine
 from platemark.bench.memory import Memory
+from platemark.bench.saving import SETTINGS, Saving, saving
 from platemark.bench.stages import Breakdown, RunTimes, breakdown, run_times
 from platemark.bench.statistics import Data, Spread, spread
 from platemark.errors import InputError, PolicyBlocked
@@ -70,7 +71,8 @@ class LatencyReport(Data):
     """`latency_ms` of one request of `n` pictures; `stages_ms` by stage (see `stages`), `ms_per_step` the denoise time by its steps.
 
     `first_ms`: the first request of the process, None without warm-up. `load_ms`: opening, hashing and compiling before it.
-    `energy` and `memory.peak_rss_bytes` are of the measured runs alone.
+    `savings`: what settings that save time gain and cost, where the plan has any. `energy` and `memory.peak_rss_bytes` are of the measured
+    runs alone.
     """
 
     bench: Literal["latency"] = "latency"
@@ -96,6 +98,7 @@ class LatencyReport(Data):
     energy_j_per_image: float | None
     energy_source: str
     energy_meters: dict[str, float]
+    savings: tuple[Saving, ...] = ()
 
 
 def measure(
@@ -146,7 +149,14 @@ class Bench:
             meter.start()
             times.append(self.run(run, then=meter.stop))
             on_run(run + 1, total)
-        return self._report(times, (*loaded, first), memory.resident(since_reset), meter.total())
+        report = self._report(times, (*loaded, first), memory.resident(since_reset), meter.total())
+        return report.model_copy(update={"savings": tuple(self.savings())})
+
+    def savings(self) -> list[Saving]:
+        """What each time-saving setting of the plan gains and costs."""
+        request = GenerationRequest.make(self.press.pipeline.bundle.manifest, **self.plan.request(0))
+        asked = [name for name in SETTINGS if self.plan.settings.get(name) is not None]
+        return [saving(self.press.pipeline, request, name) for name in asked]
 
     def run(self, run: int, then: Callable[[], None] = lambda: None) -> RunTimes:
         """One whole request. `then` is called when the last picture is out, before anything is reckoned."""

@@ -29,6 +29,12 @@ def latency_lines(report: LatencyReport, *, breakdown: bool = False) -> Iterator
         yield from _breakdown(report)
     yield f"{'images/s':{_WIDTH}} {report.images_per_second:9.2f}"
     yield f"{'memory':{_WIDTH}} {_memory(report.memory)}; loading {_memory(report.memory_loaded)} ({report.memory.source})"
+    for kept in report.savings:
+        clip = "" if kept.clip_with is None else f", CLIP {kept.clip_with:.3f} against {kept.clip_without:.3f}"
+        said = (
+            f"denoise {kept.speed_up:.2f} times as fast, {kept.psnr:.1f} dB from the pictures without it{clip} ({kept.pictures} pictures)"
+        )
+        yield f"{kept.setting + ' ' + kept.value:{_WIDTH}} {said}"
     energy = "unknown" if report.energy_j is None else f"{report.energy_j_per_image:.2f} J an image, {report.energy_j:.1f} J in all"
     yield f"{'energy':{_WIDTH}} {energy} ({report.energy_source})"
 

@@ -26,6 +26,7 @@ seed_option = click.option("--seed", type=int, default=0, show_default=True, hel
 @seed_option
 @steps_option
 @click.option("--guidance", type=float, help="Classifier-free guidance scale. [default: the bundle's]")
+@click.option("--guidance-interval", metavar="LOW,HIGH", help="Guidance at these noise levels alone: what it gains and costs is told.")
 @click.option("--size", metavar="WxH", help="Output size in pixels. [default: the bundle's]")
 @click.option("--scheduler", metavar="NAME", help="The sampler. [default: the bundle's]")
 @click.option("--breakdown", is_flag=True, help="Show what everything outside the engines takes. (--json always has it.)")
@@ -56,13 +57,14 @@ def command(context: click.Context, /, bundle: Path | None, policy: str | None, 
 
 def _plan(asked: dict[str, Any]) -> Any:
     from platemark.bench.latency import Plan
-    from platemark.cli.generate import parse_size
+    from platemark.cli.generate import parse_interval, parse_size
 
     width, height = parse_size(asked["size"]) if asked["size"] is not None else (None, None)
     settings = {
         "num_inference_steps": asked["steps"],
         "guidance_scale": asked["guidance"],
         "scheduler": asked["scheduler"],
+        "guidance_interval": None if asked["guidance_interval"] is None else parse_interval(asked["guidance_interval"]),
         "width": width,
         "height": height,
     }
