@@ -1,8 +1,8 @@
 """How much memory a request will take, before it takes any: so many pictures a network call, the decoder whole or in tiles, or a refusal.
 
 Estimates are of ONNX Runtime on the CPU in float32, from the networks' configs: attention holds one matrix of scores, and convolutions at
-the largest size hold a few arrays of their width. Measured (docs/bench.md): within a third, and above rather than below. A network whose
-config says nothing of this is not reckoned with. Knows nothing about weights: they are in memory when this is asked.
+the largest size hold a few arrays of their width. Measured: within a third either way (benchmarks/results/vae_memory.md). A network
+whose config says nothing of this is not reckoned with. Knows nothing about weights: they are in memory when this is asked.
 """
 
 from __future__ import annotations
