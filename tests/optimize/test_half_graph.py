@@ -113,7 +113,7 @@ def scaled_vae(folder: Path) -> tuple[Spec, list[Recorded]]:
     folder.mkdir()
     save_file({name: value.contiguous() for name, value in net.state_dict().items()}, folder / "model.safetensors")
     weights = folder / "model.safetensors"
-    part = Part("vae", folder, {}, (weights,), read_header(weights))
+    part = Part("vae", "AutoencoderKL", folder, {}, (weights,), read_header(weights))
     latent: Any = TensorSpec("latent_sample", FLOAT, ("batch", 4, "height", "width"))
     out = TensorSpec("sample", FLOAT, ("batch", 3, "height", "width"))
     spec = Spec("vae_decoder", "vae", "vae/decoder.onnx", (latent,), (out,), {"height": (1, 8), "width": (1, 8)})
