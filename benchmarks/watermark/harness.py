@@ -28,12 +28,14 @@ Task = tuple[Setting, Pair, list[str]]
 
 
 def chosen(names: str) -> list[str]:
-    """Rows by name or group, comma-separated; `all` means every attack but those that need a model."""
+    """Rows by name or group, comma-separated; `all`: every attack but those that need a model; `targets`: those that promise a rate."""
     rows: list[str] = []
     for name in names.split(","):
         group = [attack.name for attack in attacks.ATTACKS.values() if attack.group == name]
         if name == "all":
             group = [*attacks.ATTACKS, *attacks.COLLUSION]
+        elif name == "targets":
+            group = [*(attack.name for attack in attacks.ATTACKS.values() if attack.target is not None), *attacks.COLLUSION]
         elif name == "collusion":
             group = list(attacks.COLLUSION)
         elif not group and (name in attacks.ATTACKS or name in attacks.COLLUSION or name in attacks.MODEL):
