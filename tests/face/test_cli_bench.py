@@ -31,7 +31,7 @@ def test_json_is_one_object_of_a_stable_form(tmp_path: Path) -> None:
     assert set(said) == {
         "bench", "format_version", "machine", "bundle", "bundle_sha256", "policy", "settings", "n", "runs", "warmup", "load_ms", "first_ms",
         "latency_ms", "images_per_second", "ms_per_step", "stages_ms", "breakdown", "memory_loaded", "memory", "energy_j",
-        "energy_j_per_image", "energy_source", "energy_meters",
+        "energy_j_per_image", "energy_source", "energy_meters", "savings",
     }  # fmt: skip
     assert (said["bench"], said["format_version"], said["policy"]) == ("latency", 1, "research")
     settings = said["settings"]
