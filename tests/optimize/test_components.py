@@ -144,7 +144,7 @@ class Fixed(torch.nn.Module):
         return x.reshape(2, 6) * 2
 
 
-SMALL = Spec("toy", "toy", "toy/model.onnx", (TensorSpec("x", FLOAT, ("batch", 6)),), TensorSpec("y", FLOAT, ("batch", 6)), {})
+SMALL = Spec("toy", "toy", "toy/model.onnx", (TensorSpec("x", FLOAT, ("batch", 6)),), (TensorSpec("y", FLOAT, ("batch", 6)),), {})
 
 
 def test_a_dim_that_the_network_fixes_is_refused() -> None:
