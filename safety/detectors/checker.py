@@ -27,7 +27,8 @@ from platemark.safety.signals import Observation, Signal
 COMPONENT, FILE = "safety_checker", "checker.json"
 ADJUSTMENT = 0.01
 GOLDEN_COSINE = 0.999
-_STEP = 0.005  # of the score in [0, 1], a thousandth of the checker's own: 0.5 is where the checker flags, ±0.1 reaches 0 and 1
+FLAGGED = 0.7  # the score from which the checker flags: `standard` and `strict` keep back what it would
+_ABOVE, _BELOW = 0.005, 0.015  # of the score, for a thousandth of the checker's own
 _OBLONG = 1.05  # from this ratio of sides on, the middle square leaves out enough to look at the whole picture too
 _KERNELS = {"nearest": 0, "lanczos": 1, "bilinear": 2, "bicubic": 3}
 
@@ -83,9 +84,9 @@ class Judgement:
 
     @property
     def score(self) -> float:
-        """The highest concept score on a scale from 0 to 1, where 0.5 and above is flagged."""
+        """The highest concept score on a scale from 0 to 1, where `FLAGGED` and above is flagged."""
         thousandths = round(self.concepts[self.worst] * 1000)
-        return float(np.clip(0.5 + (thousandths - 1) * _STEP, 0.0, 1.0))
+        return float(np.clip(FLAGGED + (thousandths - 1) * (_ABOVE if thousandths >= 1 else _BELOW), 0.0, 1.0))
 
 
 class Rule:

@@ -50,7 +50,7 @@ class Built:
         """Of what the bundle renders, against diffusers' picture, in dB."""
         made = GenerationRequest.make(self.pipeline.bundle.manifest, **{"prompt": "a red apple", "seed": 5, **settings})
         theirs = render(self.checkpoint, self.nets, made)
-        assert theirs.std() > 0.01
+        assert theirs.std() > 0.003  # not flat
         return psnr(self.pipeline.generate(made).arrays[0], theirs)
 
 
@@ -146,7 +146,7 @@ def test_a_long_weighted_prompt_reaches_both_encoders(sdxl: Built) -> None:
     made = [GenerationRequest.make(manifest, prompt=prompt, seed=1, **PLAIN) for prompt in ("red " * 20, "red " * 40, "(red:1.4) apple")]
     arrays = [sdxl.pipeline.generate(one) for one in made]
     assert not any(one.truncated for one in arrays)
-    assert len({one.images.tobytes() for one in arrays}) == 3
+    assert len({one.arrays.tobytes() for one in arrays}) == 3
 
 
 def test_control_weighs_and_its_absence_is_no_control(sdxl: Built) -> None:

@@ -105,7 +105,7 @@ def test_the_rule_equals_diffusers(root: Path, monkeypatch: pytest.MonkeyPatch) 
         np.testing.assert_allclose(mine[clear], theirs[clear], atol=1e-5, rtol=0)
         if clear.all():
             assert judged.flagged == found[0] == (not images[0].any())
-            assert (judged.score >= 0.5) == found[0]
+            assert (judged.score >= 0.7) == found[0]
         flagged, special = flagged + found[0], special + any(score > 0 for score in judged.special_care)
         moved += any(0 < score <= ADJUSTMENT for score in judged.concepts) and any(score > 0 for score in judged.special_care)
     assert 20 <= flagged <= 140, "both branches must be walked"
@@ -215,8 +215,7 @@ def test_a_checkpoints_own_checker_is_built_and_used_under_strict(checked_bundle
     (result,) = press.generate("app", num_inference_steps=2, seed=1)
     said = {entry.detector: entry.score for entry in result.decision.entries if entry.category == "sexual"}
     assert set(said) >= {"nsfw", "sd_safety_checker"}
-    flagged = said["sd_safety_checker"] >= 0.5
-    assert (result.image is None) == (flagged or said["nsfw"] >= 0.5)
+    assert (result.image is None) == (max(said["sd_safety_checker"], said["nsfw"]) >= 0.65)  # the preset's threshold
 
 
 def test_without_checker_and_clip_strict_refuses(checked_bundle: Path, tmp_path: Path) -> None:

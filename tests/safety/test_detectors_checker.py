@@ -10,7 +10,7 @@ import pytest
 from numpy.typing import NDArray
 
 from platemark.errors import SafetyUnavailable
-from platemark.safety.detectors.checker import CheckerFile, Judgement, Rule, SafetyChecker, pixel_values
+from platemark.safety.detectors.checker import FLAGGED, CheckerFile, Judgement, Rule, SafetyChecker, pixel_values
 
 DIM, SIDE, SEED = 6, 8, 5
 Array = NDArray[Any]
@@ -83,7 +83,7 @@ def test_scores_are_cosines_less_thresholds_to_three_digits() -> None:
 def test_special_care_makes_the_rest_stricter_by_a_hundredth(special: float, concept: float, flagged: bool) -> None:
     judged = Rule(file()).judge(embedding(x0=special, x2=concept))
     assert judged.flagged is flagged
-    assert (judged.score >= 0.5) is flagged
+    assert (judged.score >= FLAGGED) is flagged
     assert judged.worst == 0
 
 
@@ -93,11 +93,13 @@ def test_a_later_special_care_concept_is_judged_more_strictly_too() -> None:
     assert after.special_care[1] == pytest.approx(0.005, abs=1e-6)
 
 
-@pytest.mark.parametrize(("top", "score"), [(-0.5, 0.0), (-0.099, 0.0), (0.0, 0.495), (0.001, 0.5), (0.05, 0.745), (0.2, 1.0)])
-def test_the_score_is_half_where_the_checker_flags(top: float, score: float) -> None:
+@pytest.mark.parametrize(
+    ("top", "score"), [(-0.5, 0.0), (-0.046, 0.0), (-0.019, 0.4), (0.0, 0.685), (0.001, 0.7), (0.05, 0.945), (0.2, 1.0)]
+)
+def test_the_score_reaches_the_presets_where_the_checker_flags(top: float, score: float) -> None:
     judged = Judgement((-0.1,), (-0.7, top))
     assert judged.score == pytest.approx(score, abs=1e-9)
-    assert judged.flagged == (score >= 0.5)
+    assert judged.flagged == (score >= FLAGGED)
 
 
 UNLOADED: dict[str, dict[str, Any]] = {
