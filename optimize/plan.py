@@ -35,14 +35,13 @@ class Factors:
     start: float
 
 
-# Peak resident memory and processor seconds of single steps, from benchmarks/results/export_memory.md (exact SD 1.5 config) where that has
-# the step; plans from TensorRT-RTX 1.7 on the same UNet (fp32 10.7 GiB, fp16 5.6 GiB for 3.2 GiB of float32 weights, 8.5 s in fp16).
+# Peak resident memory and processor seconds of single steps: estimates, which benchmarks/export_memory.py can check on the exact SD 1.5
+# config; plans from TensorRT-RTX 1.7 on the same UNet (fp32 10.7 GiB, fp16 5.6 GiB for 3.2 GiB of float32 weights, 8.5 s in fp16).
 FACTORS: dict[str, Factors] = {
     "export": Factors(base=int(0.75 * _GIB), weights=1.15, seconds=20, start=6),
     "reference": Factors(base=int(0.75 * _GIB), weights=1.05, seconds=8, start=0),
     "onnxruntime": Factors(base=int(0.25 * _GIB), weights=2.1, seconds=10, start=0.5),
     "openvino": Factors(base=int(0.35 * _GIB), weights=2.2, seconds=12, start=1),
-    "aotinductor": Factors(base=int(1.0 * _GIB), weights=2.2, seconds=60, start=60),
     "plan fp32": Factors(base=int(0.5 * _GIB), weights=3.2, seconds=8, start=2),
     "plan fp16": Factors(base=int(0.5 * _GIB), weights=1.7, seconds=3, start=2),
 }

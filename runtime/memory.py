@@ -135,7 +135,7 @@ def spoken(count: int) -> str:
 
 
 def _available(proc: Path = PROC) -> int | None:
-    """What the kernel could give without swapping, within the memory limit of the process's group."""
+    """What the kernel could give without swapping; a limit of the process's group is not seen."""
     try:
         found = re.search(r"MemAvailable:\s+(\d+) kB", (proc / "meminfo").read_text(encoding="ascii"))
     except OSError:
