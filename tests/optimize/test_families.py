@@ -141,7 +141,7 @@ def test_a_negative_prompt_that_has_no_place_is_said(lcm: Built) -> None:
 
 
 def test_a_long_weighted_prompt_reaches_both_encoders(sdxl: Built) -> None:
-    """The first chunk's pooled text, and states of all chunks: as diffusers renders them when it is given these."""
+    """Nothing is cut, and one chunk, two chunks and a weight each make another picture."""
     manifest = sdxl.pipeline.bundle.manifest
     made = [GenerationRequest.make(manifest, prompt=prompt, seed=1, **PLAIN) for prompt in ("red " * 20, "red " * 40, "(red:1.4) apple")]
     arrays = [sdxl.pipeline.generate(one) for one in made]
