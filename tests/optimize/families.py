@@ -131,5 +131,6 @@ def tiny_vae(folder: Path) -> Path:
     with torch.no_grad():
         for value in net.decoder.parameters():  # else its pictures are nearly flat
             value.mul_(2.0)
+        net.decoder.layers[-1].bias.add_(0.5)  # middle gray, so that little of it is cut at black
     net.save_pretrained(folder)
     return folder

@@ -50,7 +50,7 @@ class Built:
         """Of what the bundle renders, against diffusers' picture, in dB."""
         made = GenerationRequest.make(self.pipeline.bundle.manifest, **{"prompt": "a red apple", "seed": 5, **settings})
         theirs = render(self.checkpoint, self.nets, made)
-        assert theirs.std() > 0.003  # not flat
+        assert theirs.std() > 0.01
         return psnr(self.pipeline.generate(made).arrays[0], theirs)
 
 
